@@ -1,0 +1,36 @@
+# make repro   everything, from a fresh clone to reports/report.html
+# make test    lint, types and tests, from nothing
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: repro test test-slow lint clean
+
+repro: $(VENV)/.installed
+	dvc repro
+	@echo "The report: file://$(CURDIR)/reports/report.html"
+
+test: $(VENV)/.installed lint
+	pytest -m "not slow"
+
+test-slow: $(VENV)/.installed
+	pytest -m slow
+
+lint: $(VENV)/.installed
+	ruff check .
+	ruff format --check .
+	mypy
+
+# requirements.txt pins everything. sae-bench goes in without its dependencies: it names torchvision, which it never
+# imports and which breaks next to a CPU build of torch; the rest of what it needs is in requirements.txt.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "error: expected Python 3.11 or 3.12, got %d.%d. Run: make PYTHON=/path/to/python3.11 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps sae-bench==0.6.0
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,153 @@
+"""Reads params.yaml: one profile's sections and the variants, checked as a whole before any stage does anything."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from evaluate.config import EvaluateConfig
+from harvest.config import HarvestConfig
+from language_model.config import LanguageModelConfig
+from store.record import Record
+from train.config import TrainConfig, VariantConfig, Variants
+
+REFERENCE_VARIANT = "baseline"
+
+
+class ParamsError(ValueError):
+    """params.yaml says something that cannot be run."""
+
+
+class Profile(Record):
+    """The sections of one profile, one per stage."""
+
+    language_model: LanguageModelConfig
+    harvest: HarvestConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+class _File(Record):
+    profile: str
+    profiles: dict[str, Any] = Field(min_length=1)
+    variants: Variants
+
+
+@dataclass(frozen=True)
+class Params:
+    """What a run is asked to do."""
+
+    profile_name: str
+    profile: Profile
+    variants: dict[str, VariantConfig]
+
+
+def load_params(path: Path) -> Params:
+    """Parses and checks params.yaml; the error lists everything that is wrong, each with its place."""
+    raw = _load_yaml(path)
+    try:
+        file = _File.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(_explain(error, path, (), _File)) from error
+    if file.profile not in file.profiles:
+        raise ParamsError(
+            f"{path}: profile: expected one of {', '.join(file.profiles)}, got {file.profile!r}. "
+            f"Choose one{_suggestion(file.profile, file.profiles)}, or add it under profiles"
+        )
+    try:
+        profile = Profile.model_validate(file.profiles[file.profile])
+    except ValidationError as error:
+        raise ParamsError(_explain(error, path, ("profiles", file.profile), Profile)) from error
+    if REFERENCE_VARIANT not in file.variants:
+        raise ParamsError(
+            f"{path}: variants: expected one named {REFERENCE_VARIANT!r}, which the others are compared with, "
+            f"got {', '.join(file.variants)}. Add it"
+        )
+    if profile.train.hook not in profile.harvest.hooks:
+        raise ParamsError(
+            f"{path}: profiles.{file.profile}.train.hook: expected one of the harvested hooks "
+            f"({', '.join(profile.harvest.hooks)}), got {profile.train.hook!r}. Add it to harvest.hooks or change it"
+        )
+    return Params(file.profile, profile, file.variants)
+
+
+def _load_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever YAML can hold
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParamsError(f"expected {path}, found no such file. Run this in the repository's folder") from error
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path}: expected UTF-8 text ({error}). Save the file as UTF-8") from error
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = str(error.problem).split("with value")[0].strip()
+        raise ParamsError(f"{path}: line {line}: {problem}: expected every key once. Rename or remove one") from error
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ParamsError(f"{path}: line {line}: expected YAML: {error.problem}. Mend that line") from error
+    except YAMLError as error:
+        raise ParamsError(f"{path}: expected YAML: {error}") from error
+
+
+def _explain(error: ValidationError, path: Path, prefix: tuple[str, ...], record: type[Record]) -> str:
+    """One line per mistake: where, what was expected, what was given."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        location, known = _walk(record, mistake["loc"])
+        where = ".".join((*prefix, *location))
+        given = mistake["input"]
+        if mistake["type"] == "extra_forbidden":
+            suggestion = _suggestion(location[-1], known)
+            lines.append(f"{where}: unknown key; expected one of {', '.join(known)}{suggestion}. Remove or rename it")
+        elif mistake["type"] == "missing":
+            lines.append(f"{where}: missing; every key must be given. Add it")
+        elif mistake["type"] == "value_error":
+            lines.append(f"{where}: {mistake['ctx']['error']}")
+        elif mistake["type"] == "union_tag_invalid":
+            lines.append(f"{where}.kind: expected {mistake['ctx']['expected_tags']}, got {mistake['ctx']['tag']!r}")
+        else:
+            message = mistake["msg"].replace("Input should be", "expected", 1)
+            lines.append(f"{where}: {message}, got {given!r} ({type(given).__name__})")
+    return "\n".join(f"{path}: {line}" for line in lines)
+
+
+def _walk(record: type[Record], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The keys along a mistake's location as the file spells them, and the keys known where it ends.
+
+    pydantic's locations also hold the kind that chose a record, and a marker for mistakes in keys; the file does not.
+    """
+    spelled: list[str] = []
+    records: list[Any] = [record]
+    known: list[str] = []
+    for part in location:
+        chosen = [
+            r for r in records if "kind" in r.model_fields and part in get_args(r.model_fields["kind"].annotation)
+        ]
+        if part == "[key]":
+            continue
+        if chosen:
+            records = chosen
+            continue
+        spelled.append(str(part))
+        fields = [(field.alias or name, field) for r in records for name, field in r.model_fields.items()]
+        known = list(dict.fromkeys(name for name, _ in fields))
+        inner = [found for name, field in fields if name == part for found in _records_in(field.annotation)]
+        records = inner or records
+    return spelled, known
+
+
+def _records_in(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expression
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [record for part in getattr(annotation, "__args__", ()) for record in _records_in(part)]
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

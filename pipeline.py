@@ -1,0 +1,205 @@
+"""The program: harvest activations once, train many sparse autoencoders on them, evaluate, report.
+
+    language_model -> harvest -> train -> evaluate -> report
+
+Each command is one stage of dvc.yaml and can be run by hand. Settings that change results are in params.yaml; flags
+and environment variables only say where and with what to compute.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+DATA = Path("data")
+LANGUAGE_MODEL_FILE = DATA / "language_model.json"
+ACTIVATIONS = DATA / "activations"
+SCRATCH = DATA / ".partial"
+MODELS = Path("models")
+RESULTS = Path("results")
+REPORTS = Path("reports")
+
+
+def language_model(arguments: argparse.Namespace) -> None:
+    """Check every setting in params.yaml and that the language model is at hand; record which one it is."""
+    from language_model.hooks import check_hooks
+    from language_model.load import identify, resolve
+    from params import load_params
+    from store.atomic import write_json
+
+    params = load_params(arguments.params)
+    settings = params.profile.language_model
+    identity = identify(resolve(settings.name, settings.revision), settings.name, settings.revision)
+    check_hooks(params.profile.harvest.hooks, num_layers=identity.num_layers, model_name=identity.name)
+    write_json(LANGUAGE_MODEL_FILE, identity)
+    print(f"params.yaml is in order; profile {params.profile_name!r} uses the language model {identity.name!r}")
+
+
+def harvest(arguments: argparse.Namespace) -> None:
+    """Run the language model over the text once and store its activations, compressed without loss."""
+    from harvest.run import run
+    from params import load_params
+
+    profile = load_params(arguments.params).profile
+    manifest = run(
+        profile.harvest,
+        model=profile.language_model,
+        output=ACTIVATIONS,
+        scratch=SCRATCH / "harvest",
+        device=_device(arguments.device),
+        reuse=not arguments.no_reuse,
+    )
+    print(f"{ACTIVATIONS}: {manifest.num_rows:,} rows per hook, data digest {manifest.digest[:12]}")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train all variants of params.yaml on the cached activations, fused into one set of batches."""
+    from params import load_params
+    from train.run import run
+
+    params = load_params(arguments.params)
+    run(
+        params.profile.train,
+        params.variants,
+        cache_folder=ACTIVATIONS,
+        output=MODELS,
+        scratch=SCRATCH / "train",
+        device=_device(arguments.device),
+        num_threads=arguments.threads,
+        reuse=not arguments.no_reuse,
+    )
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure the trained variants with one benchmark, or with all."""
+    from evaluate.config import EvaluateConfig
+    from evaluate.run import run
+    from params import load_params
+
+    profile = load_params(arguments.params).profile
+    for benchmark in [arguments.benchmark] if arguments.benchmark else EvaluateConfig.model_fields:
+        run(
+            profile.evaluate,
+            benchmark=benchmark,
+            model=profile.language_model,
+            cache_folder=ACTIVATIONS,
+            models_folder=MODELS,
+            output=RESULTS / benchmark,
+            scratch=SCRATCH / "evaluate",
+            device=_device(arguments.device),
+            reuse=not arguments.no_reuse,
+        )
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Compare the variants and write reports/report.html and reports/report.md."""
+    from evaluate.report import run
+    from params import load_params
+
+    params = load_params(arguments.params)
+    page = run(
+        params.profile.evaluate,
+        variants=list(params.variants),
+        models_folder=MODELS,
+        results_folder=RESULTS,
+        cache_folder=ACTIVATIONS,
+        output=REPORTS,
+    )
+    print(f"The report is {page}")
+
+
+def store_info(arguments: argparse.Namespace) -> None:
+    """Say what an activation cache holds: model, text, rows, sizes and ratio per hook."""
+    from store.inspect import describe
+
+    print(describe(arguments.path))
+
+
+def store_verify(arguments: argparse.Namespace) -> None:
+    """Check a cache's files against its manifest: presence and sizes, and with --full every byte."""
+    from store.inspect import verify
+
+    problems = verify(arguments.path, full=arguments.full, num_threads=arguments.threads)
+    if problems:
+        raise ValueError("\n".join([*problems, f"{len(problems)} of the files of {arguments.path} cannot be trusted"]))
+    print(
+        f"{arguments.path}: " + ("every byte" if arguments.full else "presence and size of every file") + " as written"
+    )
+
+
+def _device(wanted: str) -> str:
+    """The torch device to compute on; `auto` takes a GPU where there is one."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"expected a CUDA GPU for --device {wanted}, found none. Use --device cpu or auto")
+    return wanted
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pipeline.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    threads = os.cpu_count() or 1
+    for stage in (language_model, harvest, train, evaluate, report):
+        command = commands.add_parser(stage.__name__, help=stage.__doc__, description=stage.__doc__)
+        command.set_defaults(run=stage)
+        command.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (%(default)s)")
+        if stage in (harvest, train, evaluate):
+            command.add_argument(
+                "--device",
+                default=os.environ.get("PIPELINE_DEVICE", "auto"),
+                help="cpu, cuda, cuda:1 ... (auto: a GPU if there is one; environment: PIPELINE_DEVICE)",
+            )
+            command.add_argument(
+                "--no-reuse",
+                action="store_true",
+                default=os.environ.get("PIPELINE_NO_REUSE", "") not in ("", "0"),
+                help="compute everything anew, whatever earlier runs left (environment: PIPELINE_NO_REUSE=1)",
+            )
+        if stage is train:
+            command.add_argument("--threads", type=int, default=threads, help="decoding threads (%(default)s)")
+        if stage is evaluate:
+            command.add_argument("--benchmark", help="only this one: core or geometry (default: all)")
+    store = commands.add_parser(
+        "store", help="Look at an activation cache.", description="Look at an activation cache."
+    )
+    inspections = store.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, action in (("info", store_info), ("verify", store_verify)):
+        command = inspections.add_parser(name, help=action.__doc__, description=action.__doc__)
+        command.set_defaults(run=action)
+        command.add_argument("path", type=Path, metavar="PATH", help="folder of the cache, such as data/activations")
+        if action is store_verify:
+            command.add_argument("--full", action="store_true", help="read every file and compare its SHA-256")
+            command.add_argument("--threads", type=int, default=threads, help="files checked at once (%(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print(f"error: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

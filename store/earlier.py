@@ -1,0 +1,91 @@
+"""Pieces of earlier outputs that are still on this machine, found through DVC.
+
+A stage that makes many independent pieces looks here for those that still fit before it computes any. DVC removes an
+output before its stage runs, but its cache keeps the files: dvc.lock still describes the previous run while a stage
+runs, and the run-cache describes older ones. Everything here degrades to nothing: without DVC there are no pieces.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+
+def earlier_outputs(output: str) -> Iterator[dict[str, Path]]:
+    """Yields versions of a folder that is a DVC output, newest first, each as {relative path: file to read}.
+
+    Args:
+        output: the folder as dvc.yaml spells it, such as "models".
+
+    The files are read-only and may belong to DVC's cache: check what they hold, then take them with
+    `store.atomic.link_or_copy`; never write to them.
+    """
+    present = Path(output)
+    if present.is_dir():
+        yield {p.relative_to(present).as_posix(): p for p in sorted(present.rglob("*")) if p.is_file()}
+    cache = _cache_folder()
+    if cache is None:
+        return
+    seen = set()
+    for md5 in _recorded_versions(output, cache):
+        if md5 not in seen:
+            seen.add(md5)
+            files = _files_of(cache, md5)
+            if files:
+                yield files
+
+
+def _cache_folder() -> Path | None:
+    """DVC's cache folder, which holds files/md5 and runs."""
+    if not Path(".dvc").is_dir():
+        return None
+    try:
+        found = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    folder = Path(found.stdout.strip())
+    return folder if folder.is_dir() else None
+
+
+def _recorded_versions(output: str, cache: Path) -> Iterator[str]:
+    """Directory digests of `output`, from dvc.lock, then from the run-cache, newest first."""
+    lock = _load_yaml(Path("dvc.lock"))
+    stages = lock.get("stages")
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        yield from _digests(stage, output)
+    runs = [path for path in (cache / "runs").glob("*/*/*") if path.is_file()]
+    for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+        yield from _digests(_load_yaml(path), output)
+
+
+def _digests(stage: object, output: str) -> Iterator[str]:
+    outs = stage.get("outs") if isinstance(stage, dict) else None
+    for out in outs if isinstance(outs, list) else ():
+        if isinstance(out, dict) and out.get("path") == output and str(out.get("md5", "")).endswith(".dir"):
+            yield str(out["md5"])
+
+
+def _files_of(cache: Path, md5: str) -> dict[str, Path]:
+    """The files of a directory version that are in the cache; a partly fetched version gives those it has."""
+    try:
+        entries = json.loads((cache / "files" / "md5" / md5[:2] / md5[2:]).read_text())
+    except (OSError, ValueError):
+        return {}
+    files = {}
+    for entry in entries if isinstance(entries, list) else ():
+        name, content = str(entry.get("relpath")), str(entry.get("md5"))
+        path = cache / "files" / "md5" / content[:2] / content[2:]
+        if path.is_file():
+            files[name] = path
+    return files
+
+
+def _load_yaml(path: Path) -> dict[str, object]:
+    try:
+        loaded = YAML(typ="safe", pure=True).load(path.read_text())
+    except (OSError, UnicodeDecodeError, YAMLError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}

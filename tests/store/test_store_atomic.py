@@ -1,0 +1,89 @@
+"""Files appear whole or not at all, folders are replaced, and one writer at a time has a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from store.atomic import exclusive_lock, link_or_copy, read_json, replace_folder, write_bytes, write_json
+from store.errors import Busy, StoreError
+from store.record import Record, digest
+
+
+class Point(Record):
+    x: int
+    y: float | None = None
+
+
+def test_equal_values_have_equal_digests_and_different_ones_do_not() -> None:
+    assert digest({"b": 1, "a": (1, 2)}) == digest({"a": [1, 2], "b": 1})
+    assert digest(Point(x=1)) == digest({"x": 1, "y": None})
+    assert len({digest(1), digest("1"), digest([1]), digest(None), digest(1.5)}) == 5
+
+
+def test_records_refuse_unknown_keys_strings_for_numbers_and_changes() -> None:
+    with pytest.raises(ValueError, match="Extra inputs"):
+        Point.model_validate({"x": 1, "z": 2})
+    with pytest.raises(ValueError, match="valid integer"):
+        Point.model_validate({"x": "1"})
+    with pytest.raises(ValueError, match="finite"):
+        Point.model_validate({"x": 1, "y": float("nan")})
+    with pytest.raises(ValueError, match="frozen"):
+        Point(x=1).x = 2
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"could not write .*file: No space left on device\. Free some space"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_the_same_way_for_equal_values(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"b": 1, "a": Point(x=1)})
+    write_json(tmp_path / "b", {"a": {"y": None, "x": 1}, "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_json(tmp_path / "a") == {"a": {"x": 1, "y": None}, "b": 1}
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * 100_000])
+def test_broken_json_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file.json").write_bytes(data)
+    with pytest.raises(StoreError, match=r"expected JSON in .*file\.json"):
+        read_json(tmp_path / "file.json")
+
+
+def test_a_linked_file_is_the_same_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"data")
+    link_or_copy(tmp_path / "a", tmp_path / "deep/b")
+    assert (tmp_path / "deep/b").stat().st_ino == (tmp_path / "a").stat().st_ino
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        write_bytes(tmp_path / name / name, b"")
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["old", "old/new"]
+
+
+def test_a_second_writer_is_refused_by_name_and_a_dead_one_is_forgotten(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from store.atomic import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(Busy, match=rf"is being written by process {other.pid} on "), exclusive_lock(tmp_path):
+            pass
+        other.kill()
+    with exclusive_lock(tmp_path):
+        pass

@@ -1,0 +1,153 @@
+"""What depends on what, with the real DVC on a miniature: the whole pipeline, then one change after another."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+
+
+class Study:
+    """A clone of this repository with a miniature model and text, and its own DVC and git settings."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n"):
+            if name and (ROOT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(model, folder / "tiny")
+        words = ["the", "store", "keeps", "shards", "of", "rows", "and", "the", "reader", "maps", "them"]
+        documents = (" ".join(words[(i * j) % len(words)] for j in range(1, 40)) for i in range(400))
+        (folder / "text.jsonl").write_text(
+            "".join(f'{{"text": "{number} {text}"}}\n' for number, text in enumerate(documents))
+        )
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DVC_GLOBAL_CONFIG_DIR": str(folder.parent / "dvc-global"),
+            "DVC_SYSTEM_CONFIG_DIR": str(folder.parent / "dvc-system"),
+            "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc-site"),
+            "DVC_NO_ANALYTICS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "PYTHONPATH": str(folder),
+            "PIPELINE_DEVICE": "cpu",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.edit(self._shrink)
+        self.shell("git", "init", "-q")
+        self.shell("git", "add", "-A")
+        self.shell("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "study")
+
+    def shell(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert not check or done.returncode == 0, done.stdout
+        self.returncode = done.returncode
+        return done.stdout
+
+    def repro(self, *, check: bool = True) -> str:
+        return self.shell("dvc", "repro", check=check)
+
+    def edit(self, change: object) -> None:
+        yaml = YAML()
+        path = self.folder / "params.yaml"
+        params = yaml.load(path)
+        change(params)  # type: ignore[operator]
+        yaml.dump(params, path)
+
+    def files(self, output: str) -> dict[str, bytes]:
+        folder = self.folder / output
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    @staticmethod
+    def _shrink(params: dict) -> None:  # type: ignore[type-arg]
+        profile = params["profiles"]["embedded"]
+        profile["language_model"]["name"] = "./tiny"
+        profile["harvest"] |= {
+            "text": {"kind": "files", "paths": ["text.jsonl"], "column": "text"},
+            "hooks": ["blocks.1.hook_resid_post"],
+            "num_rows": 1500,
+            "num_held_out_sequences": 8,
+            "held_out_fraction": 0.1,
+            "context_length": 16,
+            "forward_batch_sequences": 4,
+            "sequences_per_chunk": 4,
+            "chunks_per_shard": 8,
+        }
+        profile["train"] |= {"hook": "blocks.1.hook_resid_post", "d_sae": 48, "batch_rows": 64, "pool_bytes": 100000}
+        profile["evaluate"]["core"] |= {
+            "num_reconstruction_sequences": 8,
+            "num_sparsity_sequences": 8,
+            "batch_sequences": 4,
+        }
+
+
+@pytest.mark.timeout(900)
+def test_only_what_changed_is_done_again(tiny_model_folder: Path, tmp_path: Path) -> None:
+    study = Study(tmp_path / "study", tiny_model_folder)
+
+    # From nothing to a report.
+    study.repro()
+    first = {output: study.files(output) for output in ("data/activations", "models", "results", "reports")}
+    assert {name.split("/")[0] for name in first["models"]} == {
+        "baseline", "fixed-1", "adaptive", "schedule-0p1-10", "adaptive-high",
+    }  # fmt: skip
+    assert len(first["results"]) == 10  # five variants, two benchmarks
+    assert (study.folder / "reports/report.html").is_file()
+
+    # Again: nothing runs.
+    assert "Running stage" not in study.repro()
+
+    # One lambda: that variant is trained and evaluated; every other file stays as it was, byte for byte.
+    study.edit(lambda params: params["variants"]["fixed-1"]["lambda"].update(value=2.0))
+    output = study.repro()
+    assert "Running stage 'harvest'" not in output
+    assert output.count("is unchanged and reused") == 4 * 3, output  # in training and in both benchmarks
+    for folder in ("models", "results"):
+        before, after = first[folder], study.files(folder)
+        changed = {name for name in before | after if before.get(name) != after.get(name)}
+        assert changed
+        assert all("fixed-1" in name for name in changed), changed
+    changed_models = study.files("models")
+
+    # Back: nothing is trained or evaluated, and everything is as it was.
+    study.edit(lambda params: params["variants"]["fixed-1"]["lambda"].update(value=1.0))
+    output = study.repro()
+    assert not re.search(r"Running stage '(harvest|train|evaluate)", output), output
+    assert {name: study.files(name) for name in first} == first
+    assert changed_models != first["models"]
+
+    # A larger budget: full shards keep their bytes, the partial one is remade, new ones are added.
+    study.edit(lambda params: params["profiles"]["embedded"]["harvest"].update(num_rows=2400))
+    output = study.repro()
+    before, after = first["data/activations"], study.files("data/activations")
+    shards = sorted(name for name in after if name.startswith("blocks.1") and "/c/" in name)
+    assert len(shards) == 5  # 32 sequences of 15 rows each: 2400 rows are exactly five shards of 480
+    kept = [name for name in shards if before.get(name) == after[name]]
+    assert kept == shards[:3]  # 1500 rows were three full shards and a partial one
+    assert re.search(r"harvest: .*3", output), output
+
+    # A mistake, and a model that is not there, end at once and leave every output as it was.
+    outputs = {name: study.files(name) for name in first}
+    study.edit(lambda params: params["profiles"]["embedded"]["train"].update(l1=-1.0))
+    output = study.repro(check=False)
+    assert study.returncode != 0
+    assert "train.l1: expected a number >= 0, got -1.0" in output
+    assert {name: study.files(name) for name in first} == outputs
+    study.edit(lambda params: params["profiles"]["embedded"]["train"].update(l1=1.0))
+    study.edit(lambda params: params.update(profile="gemma-2-2b"))
+    output = study.repro(check=False)
+    assert study.returncode != 0
+    assert "the language model 'google/gemma-2-2b' is not on this machine" in output
+    assert {name: study.files(name) for name in first} == outputs
+
+    # The cache that all this left is whole.
+    study.shell("python", "pipeline.py", "store", "verify", "--full", "data/activations")

@@ -1,0 +1,135 @@
+"""Every mistake that a newcomer can make in params.yaml has one clear message, before anything is removed."""
+
+from pathlib import Path
+
+import pytest
+
+from params import ParamsError, load_params
+from pipeline import main
+
+PARAMS = Path(__file__).parent.parent / "params.yaml"
+FIXED_1 = "{kind: fixed, value: 1.0}"
+
+
+def test_both_profiles_are_complete(tmp_path: Path) -> None:
+    embedded = load_params(PARAMS)
+    assert (embedded.profile_name, embedded.profile.language_model.name) == ("embedded", "embedded")
+    assert list(embedded.variants) == ["baseline", "fixed-1", "adaptive", "schedule-0p1-10", "adaptive-high"]
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS.read_text().replace("profile: embedded", "profile: gemma-2-2b"))
+    gemma = load_params(path).profile
+    assert gemma.language_model.name == "google/gemma-2-2b"
+    assert [hook.split(".")[1] for hook in gemma.harvest.hooks] == ["5", "12", "19"]
+    assert gemma.train.hook == "blocks.12.hook_resid_post"
+
+
+MISTAKES = {
+    "an unknown key": (
+        "num_rows: 1000000",
+        "num_row: 1000000",
+        r"embedded\.harvest\.num_row: unknown key; expected one of text, hooks, num_rows.*did you mean num_rows",
+    ),
+    "an unknown key of a variant": (
+        FIXED_1,
+        FIXED_1 + "\n    l2: 3.0",
+        r"variants\.fixed-1\.l2: unknown key; expected one of lambda, l1, lr, seed",
+    ),
+    "an unknown key of a lambda": (
+        FIXED_1,
+        "{kind: fixed, valu: 1.0}",
+        r"variants\.fixed-1\.lambda\.valu: unknown key; expected one of kind, value \(did you mean value\?\)",
+    ),
+    "a missing key": ("      l1: ", "      #l1: ", r"profiles\.embedded\.train\.l1: missing; every key must be given"),
+    "a word for a number": (
+        "num_rows: 1000000",
+        "num_rows: many",
+        r"harvest\.num_rows: expected a valid integer, got 'many' \(str\)",
+    ),
+    "a fraction for a count": ("seed: 0", "seed: 0.5", r"train\.seed: expected a valid integer, got 0\.5 \(float\)"),
+    "a negative number": ("num_rows: 1000000", "num_rows: -5", r"harvest\.num_rows: expected greater than 0, got -5"),
+    "a negative lambda": (FIXED_1, "{kind: fixed, value: -1.0}", r"fixed-1\.lambda\.value: expected .*>= 0, got -1\.0"),
+    "a negative l1": (FIXED_1, FIXED_1 + "\n    l1: -2.0", r"variants\.fixed-1\.l1: expected .*>= 0, got -2\.0"),
+    "an unknown kind of lambda": (
+        FIXED_1,
+        "{kind: fixd, value: 1.0}",
+        r"fixed-1\.lambda\.kind: expected 'fixed'.*got 'fixd'",
+    ),
+    "an unknown text": ("{kind: standard-library}", "{kind: book}", r"harvest\.text\.kind: expected .*got 'book'"),
+    "a duplicate variant": (
+        "  fixed-1:",
+        "  baseline:",
+        r"line 1\d: found duplicate key \"baseline\": expected every key once",
+    ),
+    "a badly named variant": (
+        "  fixed-1:",
+        "  fixed.1:",
+        r"variants\.fixed\.1: expected a variant name.*got 'fixed\.1'",
+    ),
+    "a number as a variant's name": ("  fixed-1:", "  7:", r"variants\.7: expected a variant name.*got 7"),
+    "no baseline": ("  baseline:", "  base:", r"variants: expected one named 'baseline'"),
+    "an unknown hook": ("hooks: [blocks.2.hook_resid_post]", "hooks: [blocks.2.mlp]", r"harvest\.hooks: unknown hook"),
+    "a hook that is not harvested": (
+        "hook: blocks.2.hook_resid_post",
+        "hook: blocks.1.hook_resid_post",
+        r"train\.hook: expected one of the harvested hooks",
+    ),
+    "an unknown profile": (
+        "profile: embedded",
+        "profile: embeded",
+        r"profile: expected one of embedded.*did you mean embedded",
+    ),
+    "YAML that cannot be parsed": ("profile: embedded", "profile: [", r"line \d+: expected YAML"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_has_one_message_that_names_its_place(mistake: str, tmp_path: Path) -> None:
+    old, new, message = MISTAKES[mistake]
+    text = PARAMS.read_text()
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ParamsError, match=message) as raised:
+        load_params(path)
+    assert str(path) in str(raised.value)
+
+
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        PARAMS.read_text().replace("num_rows: 1000000", "num_rows: -5").replace("      lr: 1.0e-3", "      lr: 0")
+    )
+    with pytest.raises(ParamsError) as raised:
+        load_params(path)
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"expected .*nowhere\.yaml, found no such file"):
+        load_params(tmp_path / "nowhere.yaml")
+
+
+def test_a_layer_that_the_model_does_not_have_ends_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS.read_text().replace("blocks.2.hook_resid_post", "blocks.4.hook_resid_post"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["language_model"]) == 1
+    error = capsys.readouterr().err
+    assert "error: layer out of range: expected a hook on layers 0 to 3 of embedded, got 'blocks.4" in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["harvests"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'harvests'" in capsys.readouterr().err
+
+
+def test_a_store_command_on_a_foreign_folder_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["store", "info", str(tmp_path)]) == 1
+    assert "manifest.json, found none: the cache is not finished or only partly pulled" in capsys.readouterr().err
