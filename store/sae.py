@@ -184,6 +184,7 @@ def _saelens_config(card: SAECard) -> dict[str, Any]:
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
+            "sae_lens_version": "6.0.0",  # the version whose configuration format this is
             "model_name": card.model.name,
             "hook_name": card.hook,
             "context_size": card.context_length,

@@ -1,0 +1,183 @@
+"""Documents packed into token windows of one length, with held-out documents in windows of their own.
+
+A window is BOS and the next context_length - 1 tokens of a stream. There are two streams, training and held out; which
+of them a document joins is a function of its text alone. A larger budget only appends windows.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from language_model.standard_library import is_held_out
+from store.atomic import file_sha256, read_json, write_json
+
+PACKING = (
+    "documents in the order of their source, tokenized without special tokens (a special token's spelling in the text "
+    "is plain text); each goes to the training or to the held-out stream by a digest of its text; a stream is its "
+    "documents end to end without a separator (empty ones add nothing), cut into windows of BOS and context_length - 1 "
+    "tokens; the last, incomplete window is left out"
+)
+"""Recorded with the data; raise run.HARVEST_VERSION when the packing changes."""
+
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 4_000_000
+
+
+class TooLittleText(ValueError):
+    """The text ended before the budget was reached."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows, BOS first."""
+
+    training: NDArray[np.uint32]
+    """(num_sequences, context_length)"""
+    held_out: NDArray[np.uint32]
+    """(num_held_out_sequences, context_length)"""
+
+
+class WindowStream:
+    """Fills a fixed number of windows from token pieces of any length; what is too much is ignored."""
+
+    def __init__(self, *, num_windows: int, context_length: int, bos_token_id: int) -> None:
+        # Untouched pages of np.empty cost no memory, so a text that ends early never pays for the whole budget.
+        self.windows: NDArray[np.uint32] = np.empty((num_windows, context_length), dtype=np.uint32)
+        self._bos_token_id = bos_token_id
+        self.num_filled = 0
+        self._rest: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_filled == len(self.windows)
+
+    def add(self, token_ids: NDArray[np.uint32]) -> None:
+        """Appends `token_ids` (tokens,) to the stream."""
+        if self.is_full:
+            return
+        stream = np.concatenate([self._rest, token_ids])
+        per_window = self.windows.shape[1] - 1
+        num_new = min(len(stream) // per_window, len(self.windows) - self.num_filled)
+        end = self.num_filled + num_new
+        self.windows[self.num_filled : end, 0] = self._bos_token_id
+        self.windows[self.num_filled : end, 1:] = stream[: num_new * per_window].reshape(num_new, per_window)
+        self.num_filled, self._rest = end, stream[num_new * per_window :]
+
+
+def pack(
+    documents: Iterable[tuple[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    bos_token_id: int,
+    vocab_size: int,
+    context_length: int,
+    num_sequences: int,
+    num_held_out_sequences: int,
+    held_out_fraction: float,
+    on_progress: Callable[[int], object],
+) -> Windows:
+    """The first windows of both streams; reads no further than it must, and raises `TooLittleText` at the end.
+
+    `on_progress` is given the number of new windows after every batch of documents.
+    """
+    training, held_out = (
+        WindowStream(num_windows=num_windows, context_length=context_length, bos_token_id=bos_token_id)
+        for num_windows in (num_sequences, num_held_out_sequences)
+    )
+    num_reported = 0
+    for texts in _batches(documents):
+        wanted = [
+            (text, stream)
+            for text in texts
+            if not (stream := held_out if is_held_out(text, fraction=held_out_fraction) else training).is_full
+        ]
+        token_ids = tokenize([text for text, _ in wanted], tokenizer, vocab_size=vocab_size)
+        for (_, stream), ids in zip(wanted, token_ids, strict=True):
+            stream.add(ids)
+        num_new = training.num_filled + held_out.num_filled - num_reported
+        num_reported += num_new
+        on_progress(num_new)
+        if training.is_full and held_out.is_full:
+            return Windows(training=training.windows, held_out=held_out.windows)
+    raise TooLittleText(_shortage(training, held_out, held_out_fraction=held_out_fraction))
+
+
+def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> list[NDArray[np.uint32]]:
+    """Token ids (tokens,) of each text, without special tokens; an id the model does not have is an error."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # no warning about texts longer than the model's context: they are cut into windows
+    )["input_ids"]
+    token_ids = [np.asarray(ids, dtype=np.uint32) for ids in encoded]
+    largest = max((int(ids.max()) for ids in token_ids if len(ids)), default=0)
+    if largest >= vocab_size:
+        raise ValueError(
+            f"expected token ids below the model's vocabulary of {vocab_size}, got {largest} from the tokenizer. "
+            "Model and tokenizer do not belong together: repair the model's folder"
+        )
+    return token_ids
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
+    """Texts in batches large enough for the tokenizer's threads and small enough for memory."""
+    texts: list[str] = []
+    num_characters = 0
+    for _, text in documents:
+        texts.append(text)
+        num_characters += len(text)
+        if len(texts) == BATCH_DOCUMENTS or num_characters >= BATCH_CHARACTERS:
+            yield texts
+            texts, num_characters = [], 0
+    if texts:
+        yield texts
+
+
+def _shortage(training: WindowStream, held_out: WindowStream, *, held_out_fraction: float) -> str:
+    num_wanted, context_length = training.windows.shape
+    rows_per_sequence = context_length - 1
+    advice = f"Lower harvest.num_held_out_sequences, raise held_out_fraction ({held_out_fraction:g}) or give more text"
+    if not training.is_full:
+        advice = "Lower harvest.num_rows or give more text"
+    return (
+        f"expected text for {num_wanted * rows_per_sequence} training rows ({num_wanted} sequences) and "
+        f"{len(held_out.windows)} held-out sequences, got {training.num_filled * rows_per_sequence} rows "
+        f"({training.num_filled} sequences) and {held_out.num_filled}. {advice}"
+    )
+
+
+def save_windows(folder: Path, windows: Windows) -> None:
+    """Keeps `windows` in `folder` for a run that is interrupted; their record, written last, makes them valid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digests = {}
+    for name, array in (("training", windows.training), ("held_out", windows.held_out)):
+        path = folder / f"{name}.npy"
+        with path.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        digests[name] = file_sha256(path)
+    write_json(folder / "windows.json", digests)
+
+
+def load_windows(folder: Path) -> Windows | None:
+    """What `save_windows` kept, memory-mapped; None where there is nothing, or not all of it."""
+    if not (folder / "windows.json").exists():
+        return None
+    arrays = {}
+    for name, digest in read_json(folder / "windows.json").items():
+        path = folder / f"{name}.npy"
+        if not path.exists() or file_sha256(path) != digest:
+            return None
+        arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Windows(training=arrays["training"], held_out=arrays["held_out"])

@@ -1,0 +1,95 @@
+"""Every mistake that can be made in the harvest section of params.yaml, each with its message."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from harvest.config import FilesText, HarvestConfig, HubText
+
+HUB = {
+    "kind": "hub",
+    "dataset": "someone/stories",
+    "config": None,
+    "revision": "0123456789abcdef0123456789abcdef01234567",
+    "split": "train",
+    "column": "text",
+}
+
+
+def test_the_settings_are_read_from_python_values_and_from_json(harvest_settings: dict[str, Any]) -> None:
+    config = HarvestConfig.model_validate(harvest_settings)
+    assert config.hooks == ("blocks.1.hook_resid_post",)
+    assert config.rows_per_sequence == 7
+    assert config.num_sequences == 20
+    assert HarvestConfig.model_validate_json(json.dumps(harvest_settings)) == config
+
+
+def test_the_budget_is_rounded_down_to_whole_sequences(harvest_settings: dict[str, Any]) -> None:
+    assert HarvestConfig.model_validate(harvest_settings | {"num_rows": 27}).num_sequences == 3  # 3 * 7 = 21
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_row": 5}, "num_row\n  Extra inputs are not permitted"),
+        ({"num_rows": "many"}, "num_rows\n  Input should be a valid integer"),
+        ({"num_rows": -140}, "num_rows\n  Input should be greater than 0"),
+        ({"num_rows": 6}, "num_rows of at least one sequence (7 rows with context_length 8), got 6"),
+        ({"context_length": 1}, "context_length\n  Input should be greater than or equal to 2"),
+        ({"num_held_out_sequences": 0}, "num_held_out_sequences\n  Input should be greater than 0"),
+        ({"held_out_fraction": 0.0}, "held_out_fraction\n  Input should be greater than 0"),
+        ({"held_out_fraction": 1.0}, "held_out_fraction\n  Input should be less than 1"),
+        ({"held_out_fraction": float("nan")}, "held_out_fraction\n  Input should be a finite number"),
+        ({"hooks": []}, "hooks\n  Tuple should have at least 1 item"),
+        ({"hooks": [3]}, "hooks.0\n  Input should be a valid string"),
+        ({"hooks": ["blocks.1.hook_resid_post"] * 2}, "every hook once, got 'blocks.1.hook_resid_post' more than once"),
+        ({"hooks": ["layer 5"]}, "layer 5"),
+        ({"forward_batch_sequences": 3}, "expected forward_batch_sequences to divide the 8 sequences of a shard"),
+        ({"codec": "gzip"}, "codec\n  Input should be 'bf16_planes_v1', 'pcodec', 'zstd', 'blosc' or 'none'"),
+        ({"text": {"kind": "web"}}, "'standard-library', 'files', 'hub'"),
+        ({"text": {"kind": "standard-library", "column": "text"}}, "column\n  Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_setting_is_refused(harvest_settings: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        HarvestConfig.model_validate(harvest_settings | change)
+    assert message in str(caught.value)
+
+
+def test_a_missing_setting_is_named(harvest_settings: dict[str, Any]) -> None:
+    del harvest_settings["codec"]
+    with pytest.raises(ValidationError, match=r"codec\n  Field required"):
+        HarvestConfig.model_validate(harvest_settings)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"paths": []}, "at least 1 item"),
+        ({"paths": ["a.csv"]}, "expected paths ending in .txt, .jsonl or .parquet, got 'a.csv'"),
+        ({"paths": ["a.txt", "a.txt"]}, "expected every path once, got 'a.txt' more than once"),
+        ({"paths": ["a.jsonl"]}, "expected a column for .jsonl and .parquet files, got none"),
+        ({"paths": ["a.txt"], "column": "text"}, "expected no column for .txt files, got 'text'"),
+    ],
+)
+def test_wrong_local_files_are_refused(files: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match="1 validation error") as caught:
+        FilesText.model_validate({"kind": "files"} | files)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"revision": "main"}, "expected a full commit hash of 40 hexadecimal digits, got 'main'"),
+        ({"revision": None}, "revision\n  Input should be a valid string"),
+        ({"dataset": "../stories"}, "expected a data set's hub id such as 'owner/name', got '../stories'"),
+    ],
+)
+def test_a_hub_data_set_needs_a_name_and_a_fixed_revision(change: dict[str, Any], message: str) -> None:
+    assert HubText.model_validate(HUB).split == "train"
+    with pytest.raises(ValidationError) as caught:
+        HubText.model_validate(HUB | change)
+    assert message in str(caught.value)

@@ -1,0 +1,323 @@
+"""Whole harvests of a miniature model: what is stored, what is kept, and how a killed run goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harvest.config import HarvestConfig
+from harvest.moments import BadActivation
+from harvest.run import _check_free_space, cache_spec, run
+from harvest.text import BadText, open_text
+from harvest.tokens import TooLittleText
+from language_model.config import LanguageModelConfig
+from language_model.load import identify, load_model, load_tokenizer
+from language_model.standard_library import is_held_out
+from store.atomic import exclusive_lock
+from store.errors import Busy
+from store.manifest import Manifest
+from store.reader import ActivationCache
+
+REPOSITORY = Path(__file__).parents[2]
+HOOK = "blocks.1.hook_resid_post"
+LAST_HOOK = "blocks.2.hook_resid_post"
+
+MOMENTS = (
+    "after two shards",
+    "while the third shard is written",
+    "while the metadata are written",
+    "before the folder is put in place",
+)
+# Harvests in a process for each moment, which kills itself there without any chance to tidy up. The processes are
+# forked from one that has the imports behind it, and that prints how each of them ended.
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import harvest.run, store.writer
+from harvest.config import HarvestConfig
+from language_model.config import LanguageModelConfig
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def harvest_until(moment, config, model, output, scratch):
+    class Dying(store.writer.CacheWriter):
+        def write_shard(self, shard, **arguments):
+            if moment == "while the third shard is written" and shard == 2:
+                Path.replace = die
+            super().write_shard(shard, **arguments)
+            if moment == "after two shards" and shard == 1:
+                die()
+
+        def finish(self):
+            if moment == "while the metadata are written":
+                store.writer.combine_moments = die
+            super().finish()
+            if moment == "before the folder is put in place":
+                die()
+
+    harvest.run.CacheWriter = Dying
+    harvest.run.run(
+        HarvestConfig.model_validate(config),
+        model=LanguageModelConfig.model_validate(model),
+        output=Path(output), scratch=Path(scratch), device="cpu", reuse=True,
+    )
+
+for job in json.loads(sys.argv[1]):
+    process = os.fork()
+    if process == 0:
+        harvest_until(**job)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+class Workplace:
+    """An output, scratch, a model, settings, and one way to harvest with them."""
+
+    def __init__(self, folder: Path, model_folder: Path, settings: dict[str, Any]) -> None:
+        self.output, self.scratch = folder / "data" / "activations", folder / "data" / ".partial"
+        self.model = LanguageModelConfig(name=str(model_folder), revision=None, compute_dtype="float32")
+        self.settings = settings
+
+    def harvest(self, *, reuse: bool = True, **changes: Any) -> Manifest:  # noqa: ANN401 - settings of any type
+        config = HarvestConfig.model_validate(self.settings | changes)
+        return run(config, model=self.model, output=self.output, scratch=self.scratch, device="cpu", reuse=reuse)
+
+    def shard_files(self, hook: str = HOOK) -> dict[str, tuple[int, bytes]]:
+        """(inode, bytes) by name: a shard that was not made again keeps its inode."""
+        files = sorted((self.output / hook / "c").glob("*/0"))
+        return {path.parent.name: (path.stat().st_ino, path.read_bytes()) for path in files}
+
+
+@pytest.fixture
+def stories(tmp_path: Path) -> Path:
+    """120 documents of a few dozen tokens."""
+    path = tmp_path / "stories.jsonl"
+    texts = [f"Story {n}: there were {n * n} foxes, and each of them had {n + 1} names. <bos>" for n in range(120)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def settings(harvest_settings: dict[str, Any], stories: Path) -> dict[str, Any]:
+    return harvest_settings | {"text": {"kind": "files", "paths": [str(stories)], "column": "text"}}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_model_folder: Path, settings: dict[str, Any]) -> Workplace:
+    return Workplace(tmp_path / "first", tiny_model_folder, settings)
+
+
+@pytest.fixture
+def other_workplace(tmp_path: Path, tiny_model_folder: Path, settings: dict[str, Any]) -> Workplace:
+    return Workplace(tmp_path / "second", tiny_model_folder, settings)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_cache_holds_the_rows_of_the_plain_model_for_its_own_tokens(workplace: Workplace) -> None:
+    manifest = workplace.harvest(hooks=[HOOK, LAST_HOOK], num_rows=20 * 7 + 6)
+    assert (manifest.num_sequences, manifest.num_rows, manifest.num_held_out_sequences) == (20, 140, 3)
+    cache = ActivationCache(workplace.output)
+    assert cache.manifest.digest == manifest.digest
+    tokens = torch.from_numpy(cache.tokens(np.arange(20)).astype(np.int64))
+    plain = load_model(Path(workplace.model.name), dtype=torch.float32, device="cpu")
+    last: list[torch.Tensor] = []
+    plain.base_model.get_submodule("layers.2").register_forward_hook(lambda _m, _i, output: last.append(output))
+    for start in range(0, 20, 4):
+        with torch.inference_mode():
+            states = plain(input_ids=tokens[start : start + 4], output_hidden_states=True).hidden_states[2]
+        for hook, expected in ((HOOK, states), (LAST_HOOK, last.pop())):
+            rows = cache.rows(hook, np.arange(start * 7, (start + 4) * 7))
+            rounded = expected[:, 1:].to(torch.bfloat16).view(torch.uint16).numpy()
+            assert np.array_equal(rows, rounded.reshape(28, 32))
+
+
+def test_the_moments_are_those_of_the_stored_rows(workplace: Workplace) -> None:
+    moments = workplace.harvest().moments[HOOK]
+    bits = ActivationCache(workplace.output).rows(HOOK, np.arange(140))
+    rows = torch.from_numpy(bits).view(torch.bfloat16).to(torch.float64).numpy()
+    assert moments.num_rows == 140
+    np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(moments.mean_square, (rows**2).mean(axis=0), rtol=1e-14)
+    assert moments.mean_squared_norm == pytest.approx((rows**2).sum(axis=1).mean(), rel=1e-14)
+
+
+def test_the_windows_are_the_documents_of_each_side_end_to_end(workplace: Workplace, stories: Path) -> None:
+    manifest = workplace.harvest()
+    tokenizer = load_tokenizer(Path(workplace.model.name))
+    cache = ActivationCache(workplace.output)
+    texts = [json.loads(line)["text"] for line in stories.read_text().splitlines()]
+    for windows, held_out in ((cache.tokens(np.arange(20)), False), (cache.held_out_tokens(), True)):
+        side = "".join(text for text in texts if is_held_out(text, fraction=0.25) == held_out)
+        assert (windows[:, 0] == manifest.spec.model.bos_token_id).all()
+        assert (windows[:, 1:] != manifest.spec.model.bos_token_id).all()
+        assert side.startswith(str(tokenizer.decode(windows[:, 1:].ravel())))
+
+
+def test_the_spec_records_text_packing_and_what_was_left_out(workplace: Workplace) -> None:
+    spec = workplace.harvest().spec
+    assert spec.text["kind"] == "files"
+    assert spec.excluded_positions == ("bos",)
+    assert "without a separator" in spec.packing
+    assert (spec.hooks, spec.compute_dtype, spec.harvest_version) == ((HOOK,), "float32", 1)
+
+
+def test_the_same_harvest_again_makes_no_shard_and_the_same_bytes(workplace: Workplace) -> None:
+    workplace.harvest()
+    shards, before = workplace.shard_files(), tree(workplace.output)
+    workplace.harvest()
+    assert workplace.shard_files() == shards
+    assert tree(workplace.output) == before
+    workplace.harvest(reuse=False)
+    assert {name: data for name, (_, data) in workplace.shard_files().items()} == {
+        name: data for name, (_, data) in shards.items()
+    }
+    assert workplace.shard_files() != shards  # made again, so other inodes
+    assert tree(workplace.output) == before
+
+
+def test_a_larger_budget_keeps_full_shards_and_equals_a_harvest_from_nothing(
+    workplace: Workplace, other_workplace: Workplace
+) -> None:
+    workplace.harvest()  # 20 sequences: shards of 8, 8 and 4
+    before = workplace.shard_files()
+    workplace.harvest(num_rows=30 * 7)  # 8, 8, 8 and 6
+    after = workplace.shard_files()
+    assert list(after) == ["0", "1", "2", "3"]
+    assert (after["0"], after["1"]) == (before["0"], before["1"])
+    assert after["2"] != before["2"]
+    other_workplace.harvest(num_rows=30 * 7)
+    assert tree(workplace.output) == tree(other_workplace.output)
+
+
+def test_a_smaller_budget_equals_a_harvest_from_nothing(workplace: Workplace, other_workplace: Workplace) -> None:
+    workplace.harvest(num_rows=30 * 7)
+    workplace.harvest()
+    other_workplace.harvest()
+    assert tree(workplace.output) == tree(other_workplace.output)
+
+
+def test_another_spec_takes_nothing_over(workplace: Workplace, other_workplace: Workplace) -> None:
+    workplace.harvest()
+    before = workplace.shard_files()
+    workplace.harvest(held_out_fraction=0.5)
+    assert not {inode for inode, _ in before.values()} & {inode for inode, _ in workplace.shard_files().values()}
+    other_workplace.harvest(held_out_fraction=0.5)
+    assert tree(workplace.output) == tree(other_workplace.output)
+
+
+def test_a_killed_harvest_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
+    workplace: Workplace, tmp_path: Path, tiny_model_folder: Path, settings: dict[str, Any]
+) -> None:
+    workplace.harvest()
+    expected = tree(workplace.output)
+    killed = {moment: Workplace(tmp_path / moment, tiny_model_folder, settings) for moment in MOMENTS}
+    jobs = [
+        {
+            "moment": moment,
+            "config": place.settings,
+            "model": place.model.model_dump(),
+            "output": str(place.output),
+            "scratch": str(place.scratch),
+        }
+        for moment, place in killed.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(jobs)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    assert [int(line) for line in done.stdout.splitlines()] == [-signal.SIGKILL] * len(MOMENTS), done.stderr
+    for place in killed.values():
+        assert not place.output.exists()
+        committed = {path.parent.name: path.stat().st_ino for path in place.scratch.rglob(f"{HOOK}/c/*/0")}
+        assert {"0", "1"} <= set(committed)
+        place.harvest()
+        assert tree(place.output) == expected
+        shards = place.shard_files()
+        assert {name: shards[name][0] for name in ("0", "1")} == {name: committed[name] for name in ("0", "1")}
+        assert [path.name for path in place.scratch.iterdir()] == [".lock"]
+
+
+def test_shards_of_an_interrupted_harvest_serve_one_with_another_budget(
+    workplace: Workplace, other_workplace: Workplace
+) -> None:
+    workplace.harvest()
+    spec_digest = ActivationCache(workplace.output).manifest.spec.digest
+    interrupted = workplace.scratch / f"activations-{spec_digest[:16]}-20-3" / "cache"
+    interrupted.parent.mkdir()
+    workplace.output.rename(interrupted)
+    inode = (interrupted / HOOK / "c" / "1" / "0").stat().st_ino
+    workplace.harvest(num_rows=30 * 7)
+    assert workplace.shard_files()["1"][0] == inode
+    other_workplace.harvest(num_rows=30 * 7)
+    assert tree(workplace.output) == tree(other_workplace.output)
+    assert not interrupted.exists()
+
+
+def test_a_harvest_leaves_the_scratch_of_other_specs_alone_and_none_of_its_own(workplace: Workplace) -> None:
+    (workplace.scratch / "activations-0123456789abcdef-20-3" / "cache").mkdir(parents=True)
+    workplace.harvest()
+    assert sorted(path.name for path in workplace.scratch.iterdir()) == [".lock", "activations-0123456789abcdef-20-3"]
+
+
+def test_a_failed_harvest_leaves_the_earlier_output_alone(workplace: Workplace, stories: Path) -> None:
+    workplace.harvest()
+    before = tree(workplace.output)
+    with pytest.raises(TooLittleText, match=r"Lower harvest.num_rows or give more text"):
+        workplace.harvest(num_rows=10**6)
+    with pytest.raises(ValueError, match=r"expected a hook on layers 0 to 2 of .*, got 'blocks.3.hook_resid_post'"):
+        workplace.harvest(hooks=["blocks.3.hook_resid_post"])
+    with pytest.raises(ValueError, match=r"expected a context_length of at most the \d+ positions of .*, got 100000"):
+        workplace.harvest(context_length=100_000, num_rows=10**6)
+    with pytest.raises(ValueError, match=r"shards of at most 4.3 GB a hook, .*, got 6.4 GB. Lower"):
+        workplace.harvest(num_rows=10**8, chunks_per_shard=10**9)
+    stories.unlink()
+    with pytest.raises(BadText, match="expected a text file at"):
+        workplace.harvest()
+    assert tree(workplace.output) == before
+
+
+def test_two_harvests_cannot_write_at_once(workplace: Workplace) -> None:
+    with exclusive_lock(workplace.scratch), pytest.raises(Busy, match=f"is being written by process {os.getpid()} on"):
+        workplace.harvest()
+
+
+def test_a_harvest_that_cannot_fit_on_the_disk_is_refused_before_it_starts(
+    tmp_path: Path, tiny_model_folder: Path, settings: dict[str, Any]
+) -> None:
+    config = HarvestConfig.model_validate(settings)
+    identity = identify(tiny_model_folder, str(tiny_model_folder), None)
+    spec = cache_spec(config, identity=identity, lineage=open_text(config.text).lineage, compute_dtype="float32")
+    _check_free_space(tmp_path, spec, num_rows=1000)
+    with pytest.raises(ValueError, match=r"expected at least 37647058.8 GB of free space below .* rows at 1 hooks"):
+        _check_free_space(tmp_path, spec, num_rows=10**15)
+
+
+def test_an_activation_that_is_not_finite_ends_the_harvest_and_says_where(
+    workplace: Workplace, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.embed_tokens.weight"][5:] = 3e38  # times the embedding's scale of sqrt(32): infinite
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    workplace.model = LanguageModelConfig(name=str(broken), revision=None, compute_dtype="float32")
+    with pytest.raises(BadActivation, match=r"at blocks.1.hook_resid_post, got .* in sequence 0, position 1\."):
+        workplace.harvest()

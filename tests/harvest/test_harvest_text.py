@@ -1,0 +1,196 @@
+"""Documents from the standard library, local files and a hub, and what is said where a source is wrong."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from harvest.config import FilesText, StandardLibraryText
+from harvest.text import BadText, open_text
+from language_model.standard_library import corpus_digest
+
+REPOSITORY = Path(__file__).parents[2]
+HUB = {
+    "kind": "hub",
+    "dataset": "someone/stories",
+    "config": None,
+    "revision": "0123456789abcdef0123456789abcdef01234567",
+    "split": "train",
+    "column": "text",
+}
+READ_HUB = """
+import json, sys
+from harvest.config import HubText
+from harvest.text import BadText, open_text
+for settings in json.loads(sys.argv[1]):
+    try:
+        source = open_text(HubText.model_validate(settings))
+        print(json.dumps([source.lineage, list(source.documents())]))
+    except BadText as error:
+        print(f"BadText: {error}")
+"""
+
+
+def documents(*paths: Path, column: str | None = None) -> list[tuple[str, str]]:
+    config = FilesText(kind="files", paths=tuple(map(str, paths)), column=column)
+    return list(open_text(config).documents())
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def write_parquet(path: Path, columns: dict[str, Any]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_the_standard_library_says_which_python_and_which_text_it_is() -> None:
+    source = open_text(StandardLibraryText(kind="standard-library"))
+    assert source.lineage["python"] == platform.python_version()
+    assert source.lineage["sha256"] == corpus_digest()
+    assert "argparse" in str(source.lineage["modules"]).split()
+    name, text = next(source.documents())
+    assert name == "__future__.py"
+    assert "all_feature_names" in text
+
+
+def test_local_files_of_every_kind_are_read_in_the_order_given(tmp_path: Path) -> None:
+    jsonl = write(tmp_path / "b.jsonl", '{"story": "second"}\n{"story": "third", "n": 3}\n')
+    parquet = write_parquet(tmp_path / "c.parquet", {"n": [1, 2, 3], "story": ["fourth", "", "sixth"]})
+    text = write(tmp_path / "a.txt", "first\r\nline \u00e9")
+    assert documents(text, jsonl, parquet, column="story") == [
+        ("a.txt", "first\r\nline \u00e9"),
+        ("b.jsonl:1", "second"),
+        ("b.jsonl:2", "third"),
+        ("c.parquet:1", "fourth"),
+        ("c.parquet:2", ""),
+        ("c.parquet:3", "sixth"),
+    ]
+
+
+def test_the_lineage_of_files_is_their_names_and_digests_and_not_their_folder(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "a.txt", "text")
+    here, there = (
+        open_text(FilesText(kind="files", paths=(str(tmp_path / folder / "a.txt"),))).lineage
+        for folder in ("here", "there")
+    )
+    digest = hashlib.sha256(b"text").hexdigest()
+    assert here == there == {"kind": "files", "column": None, "files": [{"name": "a.txt", "sha256": digest}]}
+    assert str(tmp_path) not in json.dumps(here)
+
+
+def test_a_missing_file_a_folder_and_an_empty_file_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.txt"
+    with pytest.raises(BadText, match=r"expected a text file at .*missing.txt, found nothing. Correct harvest.text"):
+        documents(missing)
+    missing.mkdir()
+    with pytest.raises(BadText, match=r"expected a text file at .*missing.txt, found a folder"):
+        documents(missing)
+    with pytest.raises(BadText, match=r"expected text in .*empty.jsonl, found an empty file"):
+        documents(write(tmp_path / "empty.jsonl", ""), column="text")
+
+
+def test_text_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(BadText, match=r"expected UTF-8 in .*latin.txt, found the byte 0xe9 at 3. Convert"):
+        documents(tmp_path / "latin.txt")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "tea"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(BadText, match=r"expected UTF-8 in .*latin.jsonl:2, found the byte 0xe9 at 13"):
+        documents(tmp_path / "latin.jsonl", column="text")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', r"expected a JSON object in .*a.jsonl:2, found other text \(Unterminated string"),
+        ("", r"expected a JSON object in .*a.jsonl:2, found other text"),
+        ("[1, 2]", r"expected a JSON object in .*a.jsonl:2, found list"),
+        ('{"story": "x"}', r"expected a column 'text' in .*a.jsonl:2, found story. Correct the column"),
+        ('{"text": null}', r"expected a string in column 'text' of .*a.jsonl:2, found NoneType"),
+        ('{"text": 7}', r"expected a string in column 'text' of .*a.jsonl:2, found int"),
+        ('{"text": "\\ud800"}', r"expected text in column 'text' of .*a.jsonl:2, found half a character"),
+    ],
+)
+def test_a_bad_jsonl_line_is_named_by_file_and_number(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(BadText, match=message):
+        documents(write(tmp_path / "a.jsonl", f'{{"text": "fine"}}\n{line}\n'), column="text")
+
+
+def test_a_bad_parquet_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadText, match=r"expected a Parquet file with UTF-8 text at .*a.parquet, got: Parquet magic"):
+        documents(write(tmp_path / "a.parquet", "this is no Parquet file"), column="text")
+    stories = write_parquet(tmp_path / "b.parquet", {"story": ["x"], "n": [1]})
+    with pytest.raises(BadText, match=r"expected a column 'text' in .*b.parquet, found story, n. Correct the column"):
+        documents(stories, column="text")
+    with pytest.raises(BadText, match=r"expected a string in column 'n' of .*b.parquet, row 1, found int"):
+        documents(stories, column="n")
+    holes = write_parquet(tmp_path / "c.parquet", {"text": ["x", "y", "z", None]})
+    with pytest.raises(BadText, match=r"expected a string in column 'text' of .*c.parquet, row 4, found NoneType"):
+        documents(holes, column="text")
+    nothing = write_parquet(tmp_path / "d.parquet", {"text": pyarrow.array([], pyarrow.string())})
+    with pytest.raises(BadText, match=r"expected rows in .*d.parquet, found none"):
+        documents(nothing, column="text")
+    (tmp_path / "e.parquet").write_bytes(stories.read_bytes().replace(b"PAR1\x15", b"PAR1\x00"))
+    with pytest.raises(BadText, match=r"expected a Parquet file with UTF-8 text at .*e.parquet"):
+        documents(tmp_path / "e.parquet", column="story")
+
+
+def read_hub(endpoint: str, home: Path, *changes: dict[str, str], offline: bool = False) -> list[str]:
+    """What a fresh process prints for each change of `HUB`; fresh, as `datasets` reads the endpoint when imported."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, "-c", READ_HUB, json.dumps([HUB | change for change in changes])]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=True, timeout=200)
+    return done.stdout.splitlines()
+
+
+def test_a_hub_data_set_is_streamed_in_order_and_every_mistake_in_its_name_is_one_plain_message(
+    hub: str, tmp_path: Path
+) -> None:
+    mistakes = {
+        "'someone/nothing' doesn't exist on the Hub or cannot be accessed": {"dataset": "someone/nothing"},
+        "Revision 'ffffffffffffffffffffffffffffffffffffffff' doesn't exist for dataset": {"revision": "f" * 40},
+        "Bad split: test. Available splits: ['train']": {"split": "test"},
+        "BuilderConfig 'english' not found. Available: ['default']": {"config": "english"},
+        "expected a column 'story' in someone/stories (train), row 1, found text, length": {"column": "story"},
+        "expected a string in column 'length' of someone/stories (train), row 1, found int": {"column": "length"},
+    }
+    read, *refused = read_hub(hub, tmp_path, {}, *mistakes.values())
+    lineage, stories = json.loads(read)
+    assert lineage == HUB
+    assert stories == [
+        ["someone/stories:1", "The first story."],
+        ["someone/stories:2", "The second one."],
+        ["someone/stories:3", ""],
+        ["someone/stories:4", "A third, after an empty one."],
+    ]
+    assert len(refused) == len(mistakes)
+    for message, printed in zip(mistakes, refused, strict=True):
+        assert printed.startswith("BadText: ")
+        assert message in printed
+
+
+def test_a_hub_that_cannot_be_reached_is_one_plain_message(tmp_path: Path) -> None:
+    (tmp_path / "owner" / "folder").mkdir(parents=True)
+    unreachable, folder = read_hub("http://127.0.0.1:9", tmp_path, {}, {"dataset": "owner/folder"}, offline=True)
+    assert "could not read the hub data set 'someone/stories' at 0123456789ab, split 'train'" in unreachable
+    assert "Couldn't reach 'someone/stories' on the Hub" in unreachable
+    assert "that the hub can be reached from here" in unreachable
+    # A local folder of the data set's name, which `datasets` would read without a word.
+    assert "expected the hub data set 'owner/folder', but a local file or folder has that name" in folder

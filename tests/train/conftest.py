@@ -1,0 +1,154 @@
+"""A small real cache, and settings to train on it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from store.manifest import CacheSpec, ModelIdentity, ShardSums
+from store.writer import CacheWriter
+from train.config import VARIANTS, TrainConfig, VariantConfig
+
+HOOK = "blocks.1.hook_resid_post"
+D_MODEL = 16
+NUM_ROWS = 1024
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products on one thread: the machine is shared, and the shapes are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_cache(folder: Path, *, seed: int = 0) -> Path:
+    """1024 rows of 16 channels: a mean plus sparse positive combinations of 24 directions, longer than sqrt(16)."""
+    spec = CacheSpec(
+        model=ModelIdentity(
+            name="toy", revision=None, weights_sha256="w", tokenizer_sha256="t", d_model=D_MODEL, num_layers=2,
+            vocab_size=50, bos_token_id=0,
+        ),
+        hooks=(HOOK,),
+        text={"kind": "random", "seed": seed},
+        context_length=17,
+        excluded_positions=("bos",),
+        packing="none: random rows",
+        held_out_fraction=0.1,
+        compute_dtype="float32",
+        forward_batch_sequences=4,
+        sequences_per_chunk=4,
+        chunks_per_shard=8,
+        codec="bf16_planes_v1",
+        harvest_version=1,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(24, D_MODEL, generator=generator)
+    writer = CacheWriter(folder, spec, num_sequences=NUM_ROWS // 16)
+    for shard in writer.missing_shards():
+        num_sequences = writer.shard_sequences(shard)
+        num_rows = num_sequences * 16
+        present = torch.rand(num_rows, 24, generator=generator) < 0.15
+        strengths = present * torch.rand(num_rows, 24, generator=generator)
+        rows = (7.0 * (strengths @ directions) + 5.0).to(torch.bfloat16)
+        exact = rows.to(torch.float64)
+        tokens = torch.randint(1, 50, (num_sequences, 17), generator=generator).numpy().astype(np.uint32)
+        tokens[:, 0] = 0
+        sums = ShardSums(num_rows=num_rows, sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist())
+        writer.write_shard(shard, tokens=tokens, rows={HOOK: rows.view(torch.uint16).numpy()}, sums={HOOK: sums})
+    writer.write_held_out(np.zeros((2, 17), dtype=np.uint32))
+    writer.finish()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("cache") / "activations")
+
+
+SETTINGS: dict[str, Any] = {
+    "hook": HOOK,
+    "d_sae": 24,
+    "batch_rows": 64,
+    "num_epochs": 2,
+    "pool_bytes": 16384,
+    "lr": 3.0e-3,
+    "lr_warm_up_fraction": 0.1,
+    "lr_decay_fraction": 0.2,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_eps": 1.0e-8,
+    "l1": 0.5,
+    "seed": 0,
+    "penalty_scale": "sum",
+    "lambda_regularizer": 0.1,
+    "lambda_lr": None,
+    "dead_after_rows": 512,
+    "log_every_steps": 5,
+}
+FIVE: dict[str, Any] = {
+    "baseline": {"lambda": {"kind": "fixed", "value": 0.0}},
+    "fixed-1": {"lambda": {"kind": "fixed", "value": 1.0}},
+    "adaptive": {"lambda": {"kind": "learned", "start": 1.0}},
+    "schedule-0p1-10": {"lambda": {"kind": "linear", "start": 0.1, "end": 10.0}},
+    "adaptive-high": {"lambda": {"kind": "learned", "start": 10.0}},
+}
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """A complete `train` section, to be changed by the test."""
+    return dict(SETTINGS)
+
+
+@pytest.fixture
+def section() -> dict[str, Any]:
+    """The `variants` section with the five variants of the study, to be changed by the test."""
+    return dict(FIVE)
+
+
+@pytest.fixture
+def five() -> dict[str, VariantConfig]:
+    """The five variants of the study, parsed."""
+    return VARIANTS.validate_python(FIVE)
+
+
+@pytest.fixture
+def train_files(cache_folder: Path, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
+    """Runs the stage into tmp_path/models and returns every file's bytes by path."""
+    from train.run import run
+
+    def train(
+        variants: dict[str, VariantConfig],
+        *,
+        reuse: bool = False,
+        **changes: Any,  # noqa: ANN401 - settings of every type
+    ) -> dict[str, bytes]:
+        config = TrainConfig.model_validate({**SETTINGS, **changes})
+        run(
+            config, variants, cache_folder=cache_folder, output=tmp_path / "models", scratch=tmp_path / "scratch",
+            device="cpu", num_threads=1, reuse=reuse,
+        )  # fmt: skip
+        return files_below(tmp_path / "models")
+
+    return train
+
+
+@pytest.fixture
+def cache_at() -> Callable[..., Path]:
+    """Writes another cache: cache_at(folder, seed=...)."""
+    return write_cache
+
+
+@pytest.fixture
+def files_of() -> Callable[[Path], dict[str, bytes]]:
+    """Every file's bytes below a folder, by path."""
+    return files_below
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

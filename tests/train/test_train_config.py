@@ -1,0 +1,102 @@
+"""What a newcomer can get wrong in the sections `train` and `variants`, and what they are told."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from train.config import VARIANTS, TrainConfig
+
+
+def refusal(check: Any, value: Any) -> str:  # noqa: ANN401
+    with pytest.raises(ValidationError) as caught:
+        check(value)
+    (first,) = caught.value.errors()
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def variant(**fields: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {"v": {"lambda": {"kind": "fixed", "value": 0.0}, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"l1": -0.1}, "l1: Value error, expected a number >= 0, got -0.1. Remove the minus sign"),
+        ({"lr": -1e-3}, "lr: Value error, expected a number > 0, got -0.001. Give a positive number"),
+        ({"lr": 0.0}, "lr: Value error, expected a number > 0, got 0.0"),
+        ({"lr": "1e-4"}, "lr: Input should be a valid number"),
+        ({"d_sae": 0}, "d_sae: Value error, expected a whole number >= 1, got 0"),
+        ({"d_sae": 2.5}, "d_sae: Input should be a valid integer"),
+        ({"batch_rows": -1}, "batch_rows: Value error, expected a whole number >= 1, got -1"),
+        ({"num_epochs": 0}, "num_epochs: Value error, expected a whole number >= 1, got 0"),
+        ({"seed": -1}, "seed: Value error, expected a seed from 0 to 2^63 - 1, got -1"),
+        ({"lr_warm_up_fraction": 5.0}, "lr_warm_up_fraction: Value error, expected a fraction from 0 to 1, got 5.0"),
+        ({"adam_beta2": 1.0}, "adam_beta2: Value error, expected an Adam beta from 0 to just below 1, got 1.0"),
+        ({"adam_eps": 0.0}, "adam_eps: Value error, expected a number > 0, got 0.0"),
+        ({"lambda_lr": -0.5}, "lambda_lr: Value error, expected a number > 0, got -0.5"),
+        ({"penalty_scale": "mean"}, "penalty_scale: Input should be 'sum' or 'per_latent'"),
+        ({"batch_size": 64}, "batch_size: Extra inputs are not permitted"),
+        ({"l1": float("nan")}, "l1: Input should be a finite number"),
+        (
+            {"lr_warm_up_fraction": 0.6, "lr_decay_fraction": 0.6},
+            ": Value error, expected lr_warm_up_fraction + lr_decay_fraction <= 1, got 0.6 + 0.6 = 1.2. Lower",
+        ),
+    ],
+)
+def test_a_bad_training_setting_is_refused_with_its_name(
+    settings: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    assert refusal(TrainConfig.model_validate, {**settings, **change}).startswith(message)
+
+
+def test_a_missing_setting_is_named(settings: dict[str, Any]) -> None:
+    del settings["l1"]
+    assert refusal(TrainConfig.model_validate, settings) == "l1: Field required"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({}, "Value error, expected at least one variant under `variants`, got none. Add one"),
+        ({"schedule-0.1": variant()["v"]}, "expected a variant name that matches [A-Za-z][A-Za-z0-9_-]*"),
+        ({7: variant()["v"]}, "got 7. Rename it"),
+        ({True: variant()["v"]}, "got True. Rename it"),
+        ({"a b": variant()["v"]}, "got 'a b'"),
+        ({"x\n": variant()["v"]}, "got 'x\\n'"),
+        ({"a": variant()["v"], "A": variant()["v"]}, "differ in more than case, got 'a' and 'A'"),
+        (variant(**{"lambda": {"kind": "fixed", "value": -1.0}}), "expected a number >= 0, got -1.0"),
+        (variant(**{"lambda": {"kind": "linear", "start": -0.1, "end": 1.0}}), "expected a number >= 0, got -0.1"),
+        (
+            variant(**{"lambda": {"kind": "learned", "start": 0.0}}),
+            "expected a learned lambda to start at 0.001 (its floor) or above, got 0.0. Raise `start`",
+        ),
+        (variant(**{"lambda": {"kind": "cubic", "start": 0.0}}), "'cubic' found using 'kind' does not match"),
+        (variant(**{"lambda": {"kind": "fixed"}}), "Field required"),
+        (variant(**{"lambda": {"kind": "fixed", "value": 1.0, "end": 2.0}}), "Extra inputs are not permitted"),
+        (variant(**{"lambda": 1.0}), "Input should be a valid dictionary"),
+        ({"v": {}}, "Field required"),
+        (variant(l1=-1.0), "expected a number >= 0, got -1.0"),
+        (variant(lr=0.0), "expected a number > 0, got 0.0"),
+        (variant(seed=-3), "expected a seed from 0 to 2^63 - 1, got -3"),
+        (variant(colour="red"), "Extra inputs are not permitted"),
+    ],
+)
+def test_a_bad_variant_is_refused_with_what_was_expected(section: dict[Any, Any], message: str) -> None:
+    assert message in refusal(VARIANTS.validate_python, section)
+
+
+def test_the_key_in_the_file_is_lambda() -> None:
+    (parsed,) = VARIANTS.validate_python(variant(l1=0.5)).values()
+    assert parsed.model_dump(by_alias=True)["lambda"] == {"kind": "fixed", "value": 0.0}
+    assert (parsed.l1, parsed.lr, parsed.seed) == (0.5, None, None)
+
+
+def test_a_learned_lambda_descends_on_its_logarithm_unless_asked_otherwise() -> None:
+    (parsed,) = VARIANTS.validate_python(variant(**{"lambda": {"kind": "learned", "start": 1.0}})).values()
+    assert parsed.schedule.model_dump()["parametrisation"] == "log"
+
+
+def test_every_field_is_documented() -> None:
+    records = [TrainConfig, *(type(v) for v in VARIANTS.validate_python(variant()).values())]
+    assert [name for record in records for name, field in record.model_fields.items() if not field.description] == []

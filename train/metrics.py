@@ -1,0 +1,99 @@
+"""What is logged about every variant, and its summary in the card.
+
+One record is one row of `COLUMNS` per variant, float64, NaN where a column does not apply. All figures of a record
+belong to the same weights and batch: those of the step before its update. Nothing of the machine or the time enters.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from store.geometry import unit_rows
+
+COLUMNS = (
+    "step",  # 0-based number of the step
+    "rows",  # rows seen, this batch included
+    "loss",  # mse + l1_term + lambda * (scaled) penalty + c (log lambda)^2 where lambda is learned
+    "mse",  # mean over the batch of ||x - x_hat||^2, rows scaled to E||x||^2 = d_model
+    "l1_term",  # l1 * mean over the batch of sum_f a_f
+    "l0",  # mean over the batch of the number of latents that fire
+    "explained_variance",  # see explained_variance
+    "lambda",  # weight of the penalty in this step
+    "penalty",  # P = ||G - I||_F^2, never divided by d_sae
+    "penalty_lower_bound",  # the least P possible, max(0, F^2/d - F)
+    "penalty_excess",  # P minus the bound
+    "lambda_residual",  # lambda * (scaled) P + 2 c log(lambda); learned lambdas only
+    "dead_latents",  # latents that have not fired within the last dead_after_rows rows
+    "mean_max_cosine",  # mean over latents of the largest cosine with another one; every COSINE_EVERY_RECORDS records
+)
+COUNTS = ("step", "rows", "dead_latents")
+"""Columns that are whole numbers."""
+AVERAGED = ("loss", "mse", "l1_term", "l0", "explained_variance")
+"""Columns that vary with the batch: the card gives their mean over the last `AVERAGED_RECORDS` records."""
+AVERAGED_RECORDS = 10
+COSINE_EVERY_RECORDS = 10
+"""The cosines cost 2 F^2 d, a step 10 B F d: they are not worth it in every record."""
+
+_BLOCK_LATENTS = 1024
+
+
+def explained_variance(squared_error: Tensor, x_DB: Tensor, mean_D: Tensor) -> Tensor:
+    """1 - sum ||x - x_hat||^2 / sum ||x - mean||^2 over a batch.
+
+    Args:
+        squared_error: mean over the batch of ||x - x_hat||^2, (V,).
+        x_DB: the batch, one column per row.
+        mean_D: the mean of all training rows (exact, from the manifest), scaled as x is; not the batch's own.
+    """
+    variance = (x_DB.to(torch.float32) - mean_D[:, None]).square().sum(dtype=torch.float64) / x_DB.shape[1]
+    return 1.0 - squared_error / variance
+
+
+def mean_max_cosine(W_dec: Tensor) -> Tensor:
+    """Mean over latents of the largest signed cosine with another latent, () ; NaN for a single latent.
+
+    `W_dec` is (F, D). Block by block, so that an F x F matrix never exists.
+    """
+    D = unit_rows(W_dec)
+    if len(D) < 2:
+        return torch.tensor(math.nan, device=D.device)
+    largest = []
+    for start in range(0, len(D), _BLOCK_LATENTS):
+        cosines = D[start : start + _BLOCK_LATENTS] @ D.T
+        cosines.diagonal(offset=start).fill_(-2.0)
+        largest.append(cosines.amax(dim=1))
+    return torch.cat(largest).mean()
+
+
+def log_lines(records: Tensor, variant: int) -> list[dict[str, Any]]:
+    """The log of one variant from all records (num_records, V, columns): a dictionary each, NaN columns left out."""
+    lines = []
+    for row in records[:, variant].tolist():
+        present = {name: value for name, value in zip(COLUMNS, row, strict=True) if not math.isnan(value)}
+        lines.append({name: int(value) if name in COUNTS else value for name, value in present.items()})
+    return lines
+
+
+def first_divergence(record: Tensor, names: Sequence[str]) -> str | None:
+    """The first variant of one record (V, columns) whose loss is not finite, or None."""
+    for name, loss in zip(names, record[:, COLUMNS.index("loss")].tolist(), strict=True):
+        if not math.isfinite(loss):
+            return name
+    return None
+
+
+def averaged_tail(lines: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+    """Means of the noisy columns over the last `AVERAGED_RECORDS` log lines, and how many there were."""
+    tail = lines[-AVERAGED_RECORDS:]
+    means = {name: math.fsum(line[name] for line in tail) / len(tail) for name in AVERAGED}
+    return {**means, "averaged_records": len(tail)}
+
+
+def log_lambda_range(lines: Sequence[dict[str, Any]], *, final_lambda: float, num_steps: int) -> float:
+    """Largest minus smallest log(lambda) over the log lines of the last tenth of the run and the final value."""
+    recent = [line["lambda"] for line in lines if line["step"] >= 0.9 * num_steps]
+    values = [math.log(value) for value in [*recent, final_lambda]]
+    return max(values) - min(values)

@@ -1,0 +1,14 @@
+"""The learning rate as a pure function of the step."""
+
+
+def lr_factor(step: int, *, num_steps: int, warm_up_fraction: float, decay_fraction: float) -> float:
+    """What the learning rate is multiplied with at `step` (0-based), in (0, 1].
+
+    With W = round(warm_up_fraction * num_steps) and E = round(decay_fraction * num_steps): (step + 1) / W in the first
+    W steps, (num_steps - step) / E in the last E, 1 between. No step has rate 0.
+    """
+    warm_up_steps = round(warm_up_fraction * num_steps)
+    decay_steps = round(decay_fraction * num_steps)
+    rising = (step + 1) / warm_up_steps if step < warm_up_steps else 1.0
+    falling = (num_steps - step) / decay_steps if step >= num_steps - decay_steps else 1.0
+    return min(rising, falling)
