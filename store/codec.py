@@ -45,7 +45,7 @@ Rows = NDArray[np.uint16]
 Bytes = NDArray[np.uint8]
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _median_exponents(rows: Rows, step: int, shift: Bytes) -> None:
     num_rows, num_channels = rows.shape
     counts = np.zeros((num_channels, 256), dtype=np.uint16)
@@ -63,7 +63,7 @@ def _median_exponents(rows: Rows, step: int, shift: Bytes) -> None:
                 break
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _split(rows: Rows, shift: Bytes, exponents: Bytes, rest: Bytes) -> None:
     for i in range(rows.shape[0]):
         for c in range(rows.shape[1]):
@@ -72,7 +72,7 @@ def _split(rows: Rows, shift: Bytes, exponents: Bytes, rest: Bytes) -> None:
             rest[i, c] = ((bits >> 8) & 0x80) | (bits & 0x7F)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _merge(exponents: Bytes, rest: Bytes, shift: Bytes, out: Rows, slots: NDArray[np.int64]) -> None:
     for i in range(slots.shape[0]):
         slot = slots[i]
@@ -185,8 +185,8 @@ class BFloat16Planes(ArrayBytesCodec):
 class _Codec:
     """One way of storing chunks, spelled for zarr's metadata and for our own reader and writer alike."""
 
-    serializer: JSON
-    compressors: tuple[JSON, ...]
+    serializer: dict[str, JSON]
+    compressors: tuple[dict[str, JSON], ...]
     encode: Callable[[Rows], bytes]
     decode: Callable[[Bytes, tuple[int, int], Rows, NDArray[np.int64]], None]
 
@@ -210,7 +210,7 @@ def _raw(chunk: Bytes, shape: tuple[int, int], out: Rows, slots: NDArray[np.int6
     out[slots] = chunk.view("<u2").reshape(shape)[: len(slots)]
 
 
-_LITTLE: JSON = {"name": "bytes", "configuration": {"endian": "little"}}
+_LITTLE: dict[str, JSON] = {"name": "bytes", "configuration": {"endian": "little"}}
 _ZSTD = numcodecs.Zstd(level=_ZSTD_LEVEL)
 _BLOSC = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
 _PCODEC = numcodecs.pcodec.PCodec(level=8)
@@ -254,6 +254,6 @@ def decode_chunk(codec: CodecName, chunk: Bytes, shape: tuple[int, int], out: Ro
     _CODECS[codec].decode(chunk, shape, out, slots)
 
 
-def zarr_codecs(codec: CodecName) -> tuple[JSON, tuple[JSON, ...]]:
+def zarr_codecs(codec: CodecName) -> tuple[dict[str, JSON], tuple[dict[str, JSON], ...]]:
     """The (serializer, compressors) of the named codec as zarr v3 metadata spells them, checksum not included."""
     return _CODECS[codec].serializer, _CODECS[codec].compressors

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
@@ -12,7 +12,7 @@ from store.errors import IncompleteCache, MismatchedCache, StoreError
 from store.record import Record, digest
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = "activation-cache/1"
+FORMAT: Final = "activation-cache/1"
 
 RecordKind = TypeVar("RecordKind", bound=Record)
 

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from store.codec import decode_chunk
+from store.codec import CodecName, decode_chunk
 from store.errors import DamagedFile, IncompleteCache
 from store.layout import chunk_order, disk_order, pool_order
 from store.manifest import load_manifest, row_shard_path
@@ -129,7 +129,7 @@ class ActivationCache:
 class _ShardFile:
     """A memory-mapped zarr v3 shard: inner chunks, then the index of (offset, nbytes) pairs, then its crc32c."""
 
-    def __init__(self, path: Path, *, codec: str, chunk_shape: tuple[int, int], num_chunks: int) -> None:
+    def __init__(self, path: Path, *, codec: CodecName, chunk_shape: tuple[int, int], num_chunks: int) -> None:
         self.path = path
         self._codec = codec
         self._chunk_shape = chunk_shape

@@ -1,0 +1,1 @@
+"""Benchmarks of trained SAEs against each other, and the report on them."""

@@ -1,0 +1,81 @@
+"""Our SAE artefact as a sae-bench SAE: the same weights, the same encode and decode, the settings sae-bench reads."""
+
+import warnings
+
+import torch
+from sae_bench.custom_saes.relu_sae import ReluSAE
+from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
+from torch import Tensor
+
+from language_model.hooks import hook_layer
+from store.sae import SAECard, SAEWeights, decode, encode
+
+
+class StoredSAE(ReluSAE):
+    """A ReluSAE that keeps its weights in float32 whatever the language model's dtype.
+
+    sae-bench casts SAEs to the language model's dtype; bfloat16 weights would change L0 and the reconstruction.
+    """
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations of latents, (..., F) float32, of language-model activations (..., d) of any dtype."""
+        latents: Tensor = super().encode(x.to(self.W_enc.dtype))
+        return latents
+
+
+def to_sae_bench(weights: SAEWeights, card: SAECard, *, device: torch.device) -> StoredSAE:
+    """The artefact as a sae-bench SAE on `device`, formatted by sae-bench's own loader.
+
+    sae-bench's SAEs begin with all-zero weights and an unloaded one evaluates to chance level instead of failing, so
+    the result is checked: its parameters are those of the artefact, and it encodes and decodes as store/sae.py does.
+
+    Raises:
+        ValueError: the parameters or the outputs differ.
+    """
+    d_model, d_sae = weights.W_enc.shape
+    sae = StoredSAE(
+        d_in=d_model,
+        d_sae=d_sae,
+        model_name=card.model.name,
+        hook_layer=hook_layer(card.hook),
+        device=device,
+        dtype=torch.float32,
+        hook_name=card.hook,
+    )
+    parameters = {"W_enc": weights.W_enc, "b_enc": weights.b_enc, "W_dec": weights.W_dec, "b_dec": weights.b_dec}
+    sae.load_state_dict(parameters, strict=True)
+    sae.cfg.architecture = card.architecture
+    sae.cfg.context_size = card.context_length
+    with warnings.catch_warnings():
+        # A decoder with free norms is as valid here: nothing in `core` assumes unit rows.
+        warnings.filterwarnings("ignore", message="Decoder weights are not normalized", category=UserWarning)
+        formatted = load_and_format_sae(card.name, sae, str(device))
+    assert formatted is not None
+    assert formatted[1] is sae
+    sae.eval()
+    _check_same(sae, weights, card)
+    return sae
+
+
+@torch.no_grad()
+def _check_same(sae: StoredSAE, weights: SAEWeights, card: SAECard) -> None:
+    """Compares parameters exactly, and outputs on probe rows within the rounding of float32."""
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        if not torch.equal(getattr(sae, name).cpu(), getattr(weights, name).cpu()):
+            raise ValueError(
+                f"expected sae-bench's copy of {card.name} to hold the artefact's {name}, got other numbers. "
+                "The installed sae-bench is not the one this adapter was written for (0.6.0)"
+            )
+    generator = torch.Generator().manual_seed(0)
+    # Rows of the activations' own size: scale * x has mean square 1 per channel.
+    probe = torch.randn(8, card.d_model, generator=generator) / card.scale + weights.b_dec.cpu()
+    expected_latents = encode(weights, probe.to(weights.W_enc.device)).cpu()
+    expected = decode(weights, expected_latents.to(weights.W_enc.device)).cpu()
+    latents = sae.encode(probe.to(sae.W_enc.device))
+    outputs = (("encode", latents.cpu(), expected_latents), ("decode", sae.decode(latents).cpu(), expected))
+    for what, found, wanted in outputs:
+        if not torch.allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()) + 1e-12):
+            raise ValueError(
+                f"expected sae-bench's {what} of {card.name} to equal store/sae.py's, got a difference of "
+                f"{float((found - wanted).abs().max()):.3g}. Results from it would not be about this SAE"
+            )

@@ -1,0 +1,114 @@
+"""What the report stands on: every card, log, result and decoder, checked to belong together before it is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evaluate.benchmarks import BENCHMARKS
+from evaluate.config import EvaluateConfig
+from evaluate.results import BenchmarkResult, read_result, result_path
+from evaluate.run import fitting_card, held_out_tokens, result_inputs
+from store.errors import StoreError
+from store.manifest import Manifest
+from store.reader import ActivationCache
+from store.record import Record
+from store.sae import SAECard, load_sae, read_log
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything by variant, in the order of params.yaml."""
+
+    manifest: Manifest
+    cards: dict[str, SAECard]
+    logs: dict[str, list[dict[str, Any]]]
+    decoders: dict[str, Tensor]
+    """W_dec (F, d)."""
+    results: dict[str, dict[str, BenchmarkResult]]
+    """By benchmark, then by variant."""
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Figures of all benchmarks by variant; no two benchmarks share a name."""
+        merged: dict[str, dict[str, float]] = {variant: {} for variant in self.cards}
+        for by_variant in self.results.values():
+            for variant, result in by_variant.items():
+                merged[variant] |= result.metrics
+        return merged
+
+
+def gather(
+    config: EvaluateConfig,
+    *,
+    variants: Sequence[str],
+    models_folder: Path,
+    results_folder: Path,
+    cache_folder: Path,
+) -> Evidence:
+    """Reads all that belongs to `variants` and nothing else.
+
+    Raises:
+        StoreError: a model or a result is missing, damaged, or belongs to other weights, settings or data. The message
+            lists every such file and says what to do.
+    """
+    cache = ActivationCache(cache_folder)
+    absent = [str(models_folder / name) for name in variants if not (models_folder / name).is_dir()]
+    if absent:
+        where = ", ".join(absent)
+        raise StoreError(f"expected a trained SAE in {where}, found none. Run dvc repro, or dvc pull models")
+    cards, logs, decoders = {}, {}, {}
+    for name in variants:
+        cards[name] = fitting_card(models_folder / name, cache.manifest)
+        decoders[name] = load_sae(models_folder / name)[0].W_dec
+        logs[name] = read_log(models_folder / name)
+    wanted = {name: _inputs(name, config, cache, cards) for name in BENCHMARKS}
+    results = _results(results_folder, wanted)
+    return Evidence(manifest=cache.manifest, cards=cards, logs=logs, decoders=decoders, results=results)
+
+
+def _inputs(
+    benchmark: str, config: EvaluateConfig, cache: ActivationCache, cards: Mapping[str, SAECard]
+) -> dict[str, dict[str, Any]]:
+    """What the result of each variant must have been made from."""
+    entry, settings = BENCHMARKS[benchmark], getattr(config, benchmark)
+    assert isinstance(settings, Record)
+    held_out = held_out_tokens(cache, settings) if entry.needs_language_model else None
+    return {
+        name: result_inputs(entry, settings, card=card, manifest=cache.manifest, held_out=held_out)
+        for name, card in cards.items()
+    }
+
+
+def _results(
+    results_folder: Path, wanted: Mapping[str, Mapping[str, dict[str, Any]]]
+) -> dict[str, dict[str, BenchmarkResult]]:
+    """All results, or one error that lists everything that is missing or stale."""
+    problems: list[str] = []
+    results: dict[str, dict[str, BenchmarkResult]] = {}
+    for benchmark, inputs_by_variant in wanted.items():
+        results[benchmark] = {}
+        for variant, inputs in inputs_by_variant.items():
+            path = result_path(results_folder / benchmark, variant)
+            if not path.exists():
+                problems.append(f"{path} is missing")
+                continue
+            result = read_result(path)
+            problems += _mismatches(path, result, benchmark, variant, inputs)
+            results[benchmark][variant] = result
+    if problems:
+        raise StoreError(
+            f"expected one fresh result per benchmark and variant in {results_folder}: {'; '.join(problems)}. "
+            "Run dvc repro (or dvc pull results, after a partial pull); no report was written"
+        )
+    return results
+
+
+def _mismatches(
+    path: Path, result: BenchmarkResult, benchmark: str, variant: str, inputs: Mapping[str, Any]
+) -> list[str]:
+    if (result.benchmark, result.variant) != (benchmark, variant):
+        return [f"{path} holds {result.benchmark} of {result.variant}"]
+    names = sorted(name for name in inputs.keys() | result.inputs.keys() if result.inputs.get(name) != inputs.get(name))
+    return [f"{path} is stale: it was made with other {', '.join(names)}"] if names else []

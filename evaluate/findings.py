@@ -1,0 +1,204 @@
+"""The sentences of the report: what happened, in words, from the figures. Pure functions."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from evaluate.compare import BASELINE, MATCHED_L0_WITHIN, SeedGroup, best, differing_sparsity
+
+DEAD_L0 = 0.01  # fewer active latents per row than this: the SAE outputs its bias
+MOSTLY_DEAD = 0.5
+AT_BOUND_WITHIN = 0.05  # of the bound
+NEAR_DUPLICATE_COSINE = 0.9
+SPARSE_L0 = (20.0, 200.0)
+LEAST_LOSS_GAP = 0.1  # nats per token
+
+Kind = Literal["warning", "result", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence or a few; a warning changes how the figures may be read."""
+
+    kind: Kind
+    text: str
+
+
+def dead_finding(name: str, *, d_sae: int, metrics: Mapping[str, float]) -> Finding | None:
+    """Says that an SAE is dead (nothing fires, or nothing varies), or that much of it is."""
+    num_dead, num_constant = int(metrics["num_dead_latents"]), int(metrics["num_constant_latents"])
+    rows = f"{int(metrics['num_rows'])} held-out rows"
+    if num_dead == d_sae or metrics["l0"] < DEAD_L0:
+        return Finding(
+            "warning",
+            f"{name}: this SAE is dead. L0 is {number(metrics['l0'])} and {num_dead} of {d_sae} latents never fire on "
+            f"{rows}; its output is its bias, whatever it reads. Its other figures describe that bias.",
+        )
+    if num_constant == d_sae:
+        return Finding(
+            "warning",
+            f"{name}: this SAE is dead. All {d_sae} latents are constant on {rows}, so nothing that it reads reaches "
+            "its output.",
+        )
+    if num_dead > MOSTLY_DEAD * d_sae:
+        return Finding(
+            "warning", f"{name}: most of this SAE is dead. {num_dead} of {d_sae} latents never fire on {rows}."
+        )
+    return None
+
+
+def dead_latents_finding(num_dead: Mapping[str, int], d_sae: Mapping[str, int]) -> Finding:
+    """Dead latents of all variants in one sentence."""
+    if not any(num_dead.values()):
+        return Finding("result", "No variant has latents that never fire on the held-out rows.")
+    parts = [f"{name} {count} of {d_sae[name]}" for name, count in num_dead.items() if count]
+    return Finding("result", f"Latents that never fire on the held-out rows: {listed(parts)}.")
+
+
+def sparsity_finding(l0: Mapping[str, float], reference: Mapping[str, str | None]) -> Finding:
+    """Whether the comparison with the baseline is at matched sparsity."""
+    base = number(l0[BASELINE])
+    differing = differing_sparsity(l0, reference)
+    if not differing:
+        return Finding(
+            "result",
+            f"L0 of every variant is within {MATCHED_L0_WITHIN:.0%} of the baseline's ({base}): the comparisons are at "
+            "matched sparsity.",
+        )
+    parts = [f"{name} ({number(l0[name])}, {relative:+.0%})" for name, relative in differing.items()]
+    return Finding(
+        "warning",
+        f"L0 differs from the baseline's ({base}) by more than {MATCHED_L0_WITHIN:.0%} in {listed(parts)}: comparisons "
+        "with the baseline are not at matched sparsity there, and a gain or loss in reconstruction may be the "
+        "sparsity's doing rather than the penalty's.",
+    )
+
+
+def baseline_sparsity_finding(l0: float) -> Finding | None:
+    """Warns when the baseline is outside the range in which SAEs are usually read."""
+    low, high = SPARSE_L0
+    if low <= l0 <= high:
+        return None
+    return Finding(
+        "warning",
+        f"The baseline's L0 is {number(l0)}, outside the {low:.0f} to {high:.0f} in which SAEs are usually studied. "
+        f"{'Raise' if l0 > high else 'Lower'} l1 before reading much into the rest.",
+    )
+
+
+def reconstruction_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding:
+    """Which variant is best on the language model's loss, with the loss it stands on."""
+    winners = best("ce_loss_score", metrics)
+    top = metrics[winners[0]]
+    text = (
+        f"Best on CE recovered: {listed(winners)}, {top['ce_loss_score']:.4f} (cross-entropy "
+        f"{top['ce_loss_with_sae']:.4f} with the SAE, {top['ce_loss_without_sae']:.4f} without, "
+        f"{top['ce_loss_with_ablation']:.4f} with the activation set to zero)."
+    )
+    if BASELINE in metrics and BASELINE not in winners:
+        base = metrics[BASELINE]
+        gain = top["ce_loss_score"] - base["ce_loss_score"]
+        text += f" The baseline has {base['ce_loss_score']:.4f}, {gain:.4f} less, at an L0 of {number(base['l0'])} "
+        text += f"against {number(top['l0'])}."
+    return Finding("result", text)
+
+
+def loss_gap_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding | None:
+    """Warns when the language model hardly needs the activation, so that CE recovered divides by next to nothing."""
+    values = next(iter(metrics.values()))
+    gap = values["ce_loss_with_ablation"] - values["ce_loss_without_sae"]
+    if gap >= LEAST_LOSS_GAP:
+        return None
+    return Finding(
+        "warning",
+        f"The language model's cross-entropy changes by {number(gap)} nats when this activation is set to zero. CE "
+        "recovered divides by that, so it means little here: read KL and explained variance.",
+    )
+
+
+def trade_finding(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str, str | None]) -> Finding | None:
+    """The variant with the most separate latents, and what that cost against its baseline."""
+    name = best("mean_max_cosine", metrics)[0]
+    other = reference[name]
+    if other is None:
+        return None
+    if other == name:
+        return Finding("result", f"No push made the nearest other latent more distant than it is in {name}.")
+    found, base = metrics[name], metrics[other]
+    changes = {key: found[key] - base[key] for key in ("explained_variance", "ce_loss_score")}
+    return Finding(
+        "result",
+        f"Most separate latents: {name}, whose nearest other latent is at a mean cosine of "
+        f"{found['mean_max_cosine']:.3f}, against {base['mean_max_cosine']:.3f} in {other}. Against it, explained "
+        f"variance changes by {changes['explained_variance']:+.4f} and CE recovered by "
+        f"{changes['ce_loss_score']:+.4f}, at an L0 of {number(found['l0'])} against {number(base['l0'])}.",
+    )
+
+
+def geometry_finding(metrics: Mapping[str, Mapping[str, float]], max_cosines: Mapping[str, Sequence[float]]) -> Finding:
+    """P of every variant against its lower bound, and near-duplicates that P does not see."""
+    parts = [f"{name} {number(values['penalty'])}" for name, values in metrics.items()]
+    bounds = sorted({values["lower_bound"] for values in metrics.values()})
+    text = f"P ended at {listed(parts)}; its lower bound is {listed([number(bound) for bound in bounds])}"
+    text += ", which no decoder of this shape can go below." if max(bounds) > 0 else ", an orthogonal decoder."
+    reached = [name for name, values in metrics.items() if at_bound(values)]
+    if reached:
+        text += f" {listed(reached)} {'is' if len(reached) == 1 else 'are'} within {AT_BOUND_WITHIN:.0%} of the bound."
+    duplicates = {name: sum(value > NEAR_DUPLICATE_COSINE for value in max_cosines[name]) for name in metrics}
+    if any(duplicates.values()):
+        counts = listed([f"{name} {count}" for name, count in duplicates.items() if count])
+        text += f" Latents with a near-duplicate (cosine above {NEAR_DUPLICATE_COSINE}): {counts}."
+        hidden = [name for name in reached if duplicates[name]]
+        if hidden:
+            text += f" In {listed(hidden)} P is at its bound all the same: P does not see them."
+    else:
+        text += f" No latent has a near-duplicate (cosine above {NEAR_DUPLICATE_COSINE})."
+    return Finding("result", text)
+
+
+def at_bound(values: Mapping[str, float]) -> bool:
+    """Whether P exceeds its lower bound, where that is not 0, by less than `AT_BOUND_WITHIN` of it."""
+    return values["lower_bound"] > 0 and values["excess"] <= AT_BOUND_WITHIN * values["lower_bound"]
+
+
+def seeds_finding(groups: Iterable[SeedGroup]) -> Finding:
+    """Says honestly what the seeds allow one to conclude."""
+    groups = list(groups)
+    num_seeds = max(len(group.seeds) for group in groups)
+    if num_seeds == 1:
+        return Finding(
+            "note",
+            "One seed was trained per variant, so no figure here has a spread: a small difference may be chance. Train "
+            "several seeds before concluding anything from one.",
+        )
+    single = [name for group in groups if len(group.seeds) == 1 for name in group.variants]
+    text = f"Up to {num_seeds} seeds were trained per variant; the table over seeds gives means and their spread."
+    if single:
+        text += f" {listed(single)} {'has' if len(single) == 1 else 'have'} one seed and no spread."
+    return Finding("note", text)
+
+
+def identical_finding(weights_sha256: Mapping[str, str]) -> Finding | None:
+    """Names variants whose SAEs are the same to the byte: their settings made no difference."""
+    names: dict[str, list[str]] = {}
+    for name, sha256 in weights_sha256.items():
+        names.setdefault(sha256, []).append(name)
+    same = [listed(group) for group in names.values() if len(group) > 1]
+    if not same:
+        return None
+    return Finding("warning", f"The same SAE to the byte: {'; '.join(same)}. Their settings made no difference.")
+
+
+def number(value: float) -> str:
+    """Four significant digits, without an exponent where that stays readable."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 1e-4 else f"{value:.2e}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,75 @@
+"""Learned lambdas: where the equation of their descent would leave them, and where they ended. Pure functions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluate.findings import Finding, listed, number
+from store.sae import SAECard
+
+SAME_END_WITHIN = 0.2
+
+
+def stationary_lambda(penalty: float, regularization: float) -> float:
+    """The lambda at which a learned lambda stops: lambda * P = -2 c log(lambda), with c the regularization.
+
+    With w = -log(lambda) this is w e^w = P / (2 c), Lambert's equation, solved by Newton's method from above.
+    """
+    target = penalty / (2.0 * regularization)
+    w = math.log1p(target)
+    for _ in range(50):
+        w -= (w * math.exp(w) - target) / (math.exp(w) * (1.0 + w))
+    return math.exp(-w)
+
+
+def lambda_finding(
+    card: SAECard, log: Sequence[Mapping[str, Any]], *, penalty: float, regularization: float
+) -> Finding:
+    """Where a learned lambda went and where it ended: on its curve, on the floor, or still moving.
+
+    `penalty` is the final P as lambda multiplies it, `log` the training log with `step` and `lambda`.
+    """
+    last = float(card.final["lambda"])
+    values = [*(float(line["lambda"]) for line in log), last]
+    lowest, highest = min(values), max(values)
+    target = stationary_lambda(penalty, regularization)
+    state = card.final.get("lambda_state")
+    path = f"{card.name}: the learned lambda started at {number(values[0])}, "
+    path += f"ranged from {number(lowest)} to {number(highest)}, and ended at {number(last)}"
+    if state == "on its curve":
+        return Finding(
+            "result",
+            f"{path}. It ended on its curve: with the final P of {number(penalty)} the two pulls on it balance at "
+            f"{number(target)}. Its value follows from P and the regulariser, and not from what helps the SAE.",
+        )
+    if state == "on the floor":
+        return Finding(
+            "warning",
+            f"{path}. The learned lambda ended on the floor: with the final P of {number(penalty)} the two pulls on it "
+            f"would balance at {number(target)}, and it is not allowed below {number(last)}. From there on the run is "
+            "one with a fixed lambda of that size.",
+        )
+    if state == "still moving":
+        return Finding(
+            "warning",
+            f"{path}. It is still moving: with the final P of {number(penalty)} its stationary point is "
+            f"{number(target)}, so its last value is an accident of when training stopped. Train longer, or raise "
+            "lambda_lr.",
+        )
+    raise ValueError(
+        f"expected final.lambda_state of {card.name} to be 'on its curve', 'on the floor' or 'still moving', "
+        f"got {state!r}. Train it again"
+    )
+
+
+def starts_finding(ends: Mapping[str, tuple[float, float]]) -> Finding | None:
+    """Whether learned lambdas that started apart ended together; `ends` holds (start, end) per variant of one seed."""
+    if len({start for start, _ in ends.values()}) < 2:
+        return None
+    lasts = [last for _, last in ends.values()]
+    parts = listed([f"{name} from {number(start)} to {number(last)}" for name, (start, last) in ends.items()])
+    if max(lasts) <= min(lasts) * (1.0 + SAME_END_WITHIN):
+        return Finding("result", f"Learned lambdas that started apart ended together: {parts}.")
+    return Finding(
+        "result", f"Learned lambdas that started apart ended apart, by more than {SAME_END_WITHIN:.0%}: {parts}."
+    )

@@ -1,0 +1,231 @@
+"""Which pictures the report has, with their titles, captions and what a screen reader says instead."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from evaluate.chart import series_class
+from evaluate.compare import series
+from evaluate.evidence import Evidence
+from evaluate.figures import Curve, cosine_histograms, over_training, scatter, strips
+from evaluate.findings import number
+from evaluate.learned import stationary_lambda
+from evaluate.story import is_learned, penalty_factor, regularization
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page."""
+
+    title: str
+    caption: str
+    svg: Markup
+    legend: tuple[tuple[str, str], ...] = ()
+    """(style-sheet class, variant), for pictures whose lines carry no names."""
+    dashed: str = ""
+    """What a dashed line means."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures under one heading."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+def all_pictures(evidence: Evidence) -> list[Group]:
+    """The pictures in reading order."""
+    return [
+        Group("Quality against sparsity", _trade_off(evidence)),
+        Group("The push over training", (_lambda(evidence), _penalty(evidence), _excess(evidence), _nearest(evidence))),
+        Group(
+            "The latents",
+            (_cosines(evidence), _max_cosines(evidence), _firing(evidence), _training_l0(evidence)),
+        ),
+    ]
+
+
+def _legend(evidence: Evidence) -> tuple[tuple[str, str], ...]:
+    return tuple((series_class(index), name) for index, name in enumerate(evidence.cards))
+
+
+def _trade_off(evidence: Evidence) -> tuple[Picture, Picture]:
+    metrics = evidence.metrics()
+
+    def against_l0(key: str, label: str) -> Markup:
+        return Markup(
+            scatter(
+                {name: (values["l0"], values[key]) for name, values in metrics.items()},
+                x_label="L0",
+                y_label=label,
+                description=f"{label} against L0 for {', '.join(metrics)}",
+            )
+        )
+
+    return (
+        Picture(
+            "L0 against explained variance",
+            "Up and to the left is better. A variant that only uses more latents moves right as well as up.",
+            against_l0("explained_variance", "explained variance"),
+        ),
+        Picture(
+            "L0 against CE recovered",
+            "The same for the language model's own loss when it runs on the reconstruction.",
+            against_l0("ce_loss_score", "CE recovered"),
+        ),
+    )
+
+
+def _lambda(evidence: Evidence) -> Picture:
+    curves, hidden = [], []
+    for colour, (name, log) in enumerate(evidence.logs.items()):
+        steps, values = series(log, "lambda")
+        if not any(values):
+            hidden.append(name)
+            continue
+        curves.append(Curve(steps, values, colour))
+        card = evidence.cards[name]
+        if is_learned(card):
+            steps, penalties = series(log, "penalty")
+            stationary = [stationary_lambda(p * penalty_factor(card), regularization(card)) for p in penalties]
+            curves.append(Curve(steps, stationary, colour, dashed=True))
+    caption = "A learned lambda is pulled towards its dashed curve, where lambda * P = -2 c log(lambda)."
+    if hidden:
+        caption += f" Lambda is 0 throughout in {', '.join(hidden)}, which a logarithmic axis cannot show."
+    return Picture(
+        "Lambda",
+        caption,
+        Markup(over_training(curves, y_label="lambda", description="lambda of every variant over training", log=True)),
+        _legend(evidence),
+        "where the learned lambda of this colour would settle for its P at that step",
+    )
+
+
+def _penalty(evidence: Evidence) -> Picture:
+    curves = [Curve(*series(log, "penalty"), colour) for colour, log in enumerate(evidence.logs.values())]
+    bounds = _bounds(evidence)
+    positive = [bound for bound in bounds if bound > 0]
+    caption = "P = ||G - I||^2 over decoder directions, starting from the same decoder for every variant of one seed."
+    if not positive:
+        caption += " Its lower bound is 0: there are no more latents than dimensions."
+    return Picture(
+        "P and its lower bound",
+        caption,
+        Markup(
+            over_training(
+                curves,
+                y_label="P",
+                description="the penalty P of every variant over training, with its lower bound",
+                log=True,
+                bounds=[(bound, f"lower bound {number(bound)}") for bound in positive],
+            )
+        ),
+        _legend(evidence),
+    )
+
+
+def _excess(evidence: Evidence) -> Picture:
+    curves = []
+    for colour, (name, log) in enumerate(evidence.logs.items()):
+        steps, values = series(log, "penalty")
+        bound = evidence.results["geometry"][name].metrics["lower_bound"]
+        curves.append(Curve(steps, [max(value - bound, 0.0) for value in values], colour))
+    return Picture(
+        "Excess of P over the bound",
+        "What is left for the push to remove. A straight fall on this axis is exponential.",
+        Markup(
+            over_training(curves, y_label="P - bound", description="P minus its lower bound over training", log=True)
+        ),
+        _legend(evidence),
+    )
+
+
+def _nearest(evidence: Evidence) -> Picture:
+    curves = [Curve(*series(log, "mean_max_cosine"), colour) for colour, log in enumerate(evidence.logs.values())]
+    return Picture(
+        "Nearest other latent over training",
+        "Mean over latents of the largest cosine with another one. P can sit at its bound while this still moves.",
+        Markup(
+            over_training(
+                curves,
+                y_label="mean max cosine",
+                description="mean largest cosine with another latent of every variant over training",
+                log=False,
+            )
+        ),
+        _legend(evidence),
+    )
+
+
+def _bounds(evidence: Evidence) -> list[float]:
+    return sorted({result.metrics["lower_bound"] for result in evidence.results["geometry"].values()})
+
+
+def _cosines(evidence: Evidence) -> Picture:
+    histograms = {}
+    for name, result in evidence.results["geometry"].items():
+        counts = [int(count) for count in _numbers(result.details["histogram_counts"])]
+        histograms[name] = (_numbers(result.details["histogram_edges"]), counts)
+    return Picture(
+        "Cosines between latents",
+        "All pairs of decoder directions. A push towards orthogonality narrows the peak; the tails are near-duplicates "
+        "and opposites.",
+        Markup(cosine_histograms(histograms, description="histogram of pairwise cosines of every variant")),
+        _legend(evidence),
+    )
+
+
+def _max_cosines(evidence: Evidence) -> Picture:
+    samples = {name: _numbers(result.details["max_cosine"]) for name, result in evidence.results["geometry"].items()}
+    return Picture(
+        "Nearest other latent",
+        "Per latent, the largest cosine with another one. Mass near 1 means that features are represented twice.",
+        Markup(
+            strips(
+                samples,
+                x_label="largest cosine with another latent",
+                description="distribution over latents of the largest cosine with another latent, per variant",
+            )
+        ),
+    )
+
+
+def _training_l0(evidence: Evidence) -> Picture:
+    curves = [Curve(*series(log, "l0"), colour) for colour, log in enumerate(evidence.logs.values())]
+    return Picture(
+        "L0 over training",
+        "Active latents per training row.",
+        Markup(over_training(curves, y_label="L0", description="L0 of every variant over training", log=True)),
+        _legend(evidence),
+    )
+
+
+def _firing(evidence: Evidence) -> Picture:
+    samples: dict[str, list[float]] = {}
+    notes: dict[str, str] = {}
+    for name, result in evidence.results["core"].items():
+        counts = _numbers(result.details["firing_counts"])
+        num_rows = result.metrics["num_rows"]
+        samples[name] = [count / num_rows for count in counts if count]
+        notes[name] = f"{len(counts) - len(samples[name])} never"
+    return Picture(
+        "How often latents fire",
+        "Share of held-out rows on which a latent is above zero, over the latents that fire at all; the number at the "
+        "right never does.",
+        Markup(
+            strips(
+                samples,
+                x_label="share of rows (logarithmic)",
+                description="distribution over latents of firing frequency, per variant",
+                log=True,
+                notes=notes,
+            )
+        ),
+    )
+
+
+def _numbers(value: object) -> Sequence[float]:
+    assert isinstance(value, list)
+    return value

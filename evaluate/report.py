@@ -1,0 +1,224 @@
+"""`pipeline.py report`: a self-contained HTML page and a Markdown summary, from files alone, without language model.
+
+The same inputs give the same bytes: no time, no host, no path of this machine.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evaluate import pictures
+from evaluate.benchmarks import BENCHMARKS, NOT_RUN_YET
+from evaluate.chart import series_class
+from evaluate.compare import (
+    BASELINE,
+    METRICS,
+    SAME_WITHIN,
+    baseline_of,
+    chance_best_match,
+    compare,
+    seed_groups,
+    shared_latents,
+)
+from evaluate.config import EvaluateConfig
+from evaluate.evidence import Evidence, gather
+from evaluate.findings import number
+from evaluate.story import findings
+from store.atomic import write_bytes
+from store.record import plain
+
+_FOLDER = Path(__file__).parent
+QUESTION = (
+    "Does pushing the decoder directions of a sparse autoencoder towards orthogonality give better features, and "
+    "should the strength lambda of that push be fixed, scheduled, or learned?"
+)
+
+
+def run(
+    config: EvaluateConfig,
+    *,
+    variants: list[str],
+    models_folder: Path,
+    results_folder: Path,
+    cache_folder: Path,
+    output: Path,
+) -> Path:
+    """Writes report.html and report.md into `output`; returns the path of the page.
+
+    `variants` names what the report is about, in its order. Files of other variants are ignored.
+
+    Raises:
+        StoreError: something that the report needs is missing or stale. Nothing is written.
+    """
+    evidence = gather(
+        config,
+        variants=variants,
+        models_folder=models_folder,
+        results_folder=results_folder,
+        cache_folder=cache_folder,
+    )
+    context = page_context(evidence)
+    page = render("report.html.j2", context)
+    summary = render("report.md.j2", context)
+    write_bytes(output / "report.html", page.encode())
+    write_bytes(output / "report.md", summary.encode())
+    return output / "report.html"
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Fills a template of this folder. HTML escapes every value; Markdown escapes those that pass through `md`."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = markdown_text
+    environment.filters["digits"] = with_digits
+    environment.filters["signed"] = lambda value, digits: with_digits(value, digits, sign="+")
+    return environment.get_template(template).render(context)
+
+
+def markdown_text(value: object) -> str:
+    """`value` as literal text inside a Markdown paragraph or table cell."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(str(value).split()))
+
+
+def with_digits(value: float, digits: int, sign: str = "") -> str:
+    """A figure with so many digits after the point; small ones keep two that count, large ones get separators."""
+    if value and abs(value) < 0.5 * 10.0**-digits:
+        return f"{value:{sign}.1e}"
+    return f"{value:{sign},.{digits}f}"
+
+
+def page_context(evidence: Evidence) -> dict[str, Any]:
+    """Everything that the templates show."""
+    metrics = evidence.metrics()
+    cards = evidence.cards
+    reference = {name: baseline_of(name, cards) for name in cards}
+    first = next(iter(cards.values()))
+    groups = seed_groups(cards, metrics)
+    return {
+        "question": QUESTION,
+        "lead": lead(evidence),
+        "key_figures": key_figures(evidence),
+        "style": (_FOLDER / "report.css").read_text(),
+        "first": first,
+        "findings": findings(evidence),
+        "metrics": METRICS,
+        "same_within": f"{SAME_WITHIN:.0%}",
+        "rows": [_row(index, name, metrics, reference[name]) for index, name in enumerate(cards)],
+        "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
+        "pictures": pictures.all_pictures(evidence),
+        "shared": shared_latents(evidence.decoders),
+        "chance_match": chance_best_match(first.d_sae, first.d_model),
+        "settings": settings_table({name: card.variant for name, card in cards.items()}),
+        "train": sorted({key: value for card in cards.values() for key, value in flat(card.train).items()}.items()),
+        "training": training_facts(evidence),
+        "data": data_facts(evidence),
+        "benchmarks": list(BENCHMARKS.values()),
+        "not_run": NOT_RUN_YET,
+        "digests": [(name, card.weights_sha256) for name, card in cards.items()],
+    }
+
+
+def lead(evidence: Evidence) -> str:
+    """One sentence that says what the page is about."""
+    spec = evidence.manifest.spec
+    first = next(iter(evidence.cards.values()))
+    return (
+        f"{len(evidence.cards)} sparse autoencoders of {first.d_sae:,} latents, trained on the same batches of "
+        f"activations of {spec.model.name} at {first.hook} ({first.d_model} channels), and judged on text that they "
+        "never saw."
+    )
+
+
+def key_figures(evidence: Evidence) -> list[tuple[str, str]]:
+    """The strip of figures under the title."""
+    metrics = evidence.metrics()
+    name = BASELINE if BASELINE in metrics else next(iter(metrics))
+    cards = evidence.cards.values()
+    return [
+        ("Variants", str(len(metrics))),
+        ("Seeds", str(len({card.seed for card in cards}))),
+        ("Rows trained on", f"{max(card.num_training_rows for card in cards):,}"),
+        (f"{name}: L0", number(metrics[name]["l0"])),
+        (f"{name}: explained variance", f"{metrics[name]['explained_variance']:.3f}"),
+        (f"{name}: CE recovered", f"{metrics[name]['ce_loss_score']:.3f}"),
+    ]
+
+
+def _row(index: int, name: str, metrics: Mapping[str, Mapping[str, float]], other: str | None) -> dict[str, Any]:
+    compared = compare(metrics[name], None if other in (None, name) else metrics[str(other)])
+    return {"name": name, "colour": series_class(index), "reference": other, "cells": compared}
+
+
+def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Columns and rows of the settings that variants were given; a setting that nobody has is left out."""
+    flattened = {name: flat(values) for name, values in settings.items()}
+    given = [key for values in flattened.values() for key, value in values.items() if value is not None]
+    columns = sorted(dict.fromkeys(given), key=_setting_order)
+    return {
+        "columns": columns,
+        "rows": {name: [values.get(column) for column in columns] for name, values in flattened.items()},
+    }
+
+
+def _setting_order(name: str) -> tuple[int, str]:
+    """Lambda first, as it is read: kind, value, start, end."""
+    known = ["lambda.kind", "lambda.value", "lambda.start", "lambda.end"]
+    return (known.index(name) if name in known else len(known) + (not name.startswith("lambda.")), name)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys: {"lambda": {"kind": "fixed"}} becomes {"lambda.kind": "fixed"}."""
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            result |= flat(item, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = item
+    return result
+
+
+def training_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    """What the training of all variants had in common."""
+    cards = list(evidence.cards.values())
+
+    def all_of(values: list[str]) -> str:
+        return ", ".join(dict.fromkeys(values))
+
+    return [
+        ("Architecture", all_of([f"{card.architecture}, {card.d_model} to {card.d_sae} latents" for card in cards])),
+        ("Steps", all_of([f"{card.num_steps:,}" for card in cards])),
+        ("Rows seen", all_of([f"{card.num_training_rows:,}" for card in cards])),
+        ("Activation scale", all_of([f"{card.scale:.6g} (folded back into the weights)" for card in cards])),
+        ("Seeds", all_of([str(card.seed) for card in cards])),
+    ]
+
+
+def data_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    """The activation cache: what it holds and what it was made from."""
+    manifest = evidence.manifest
+    spec = manifest.spec
+    raw = manifest.num_rows * spec.model.d_model * 2 * len(spec.hooks)
+    stored = sum(record.nbytes for path, record in manifest.files.items() if path.split("/")[0] in spec.hooks)
+    return [
+        ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
+        ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
+        ("Hooks", ", ".join(spec.hooks)),
+        ("Rows per hook", f"{manifest.num_rows:,} of {spec.model.d_model} channels"),
+        ("Windows of text", f"{manifest.num_sequences:,}"),
+        ("Context length", f"{spec.context_length} tokens; positions left out: {', '.join(spec.excluded_positions)}"),
+        ("Held out", f"{manifest.num_held_out_sequences:,} windows of documents that training never saw"),
+        ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
+        ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
+        ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
+        *(("Text: " + key, str(plain(value))) for key, value in sorted(spec.text.items())),
+        ("Cache digest", manifest.digest),
+    ]

@@ -1,0 +1,75 @@
+"""The file that a benchmark leaves for one variant: results/<benchmark>/<variant>.json, format "result/1"."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import JsonValue, ValidationError, model_validator
+
+from evaluate.benchmarks import Benchmark, Measurement
+from store.atomic import read_json, write_json
+from store.errors import DamagedFile, StoreError
+from store.record import Record, digest
+
+
+class BenchmarkResult(Record):
+    """Figures of one benchmark on one variant, and the digest of everything that they depend on."""
+
+    format: Literal["result/1"]
+    benchmark: str
+    variant: str
+    key: str
+    """Digest of `inputs`: a result is reused exactly when it is the same."""
+    inputs: dict[str, JsonValue]
+    """What the figures depend on: benchmark version and settings, SAE weights, held-out text, language model."""
+    metrics: dict[str, float]
+    details: dict[str, JsonValue]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.key != digest(self.inputs):
+            raise ValueError(f"expected key to be the digest of inputs, {digest(self.inputs)}, got {self.key}")
+        if not self.metrics or not all(math.isfinite(value) for value in self.metrics.values()):
+            raise ValueError(f"expected at least one metric, all finite, got {self.metrics}")
+        return self
+
+
+def make_result(
+    benchmark: Benchmark, variant: str, inputs: dict[str, Any], measurement: Measurement
+) -> BenchmarkResult:
+    """The record of one measurement."""
+    return BenchmarkResult(
+        format="result/1",
+        benchmark=benchmark.name,
+        variant=variant,
+        key=digest(inputs),
+        inputs=inputs,
+        metrics=measurement.metrics,
+        details=measurement.details,
+    )
+
+
+def write_result(folder: Path, result: BenchmarkResult) -> None:
+    """Writes `<folder>/<variant>.json` at once and whole."""
+    write_json(result_path(folder, result.variant), result)
+
+
+def read_result(path: Path) -> BenchmarkResult:
+    """Reads and checks one result file; a StoreError names the file and what is wrong with it."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != "result/1":
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        raise StoreError(
+            f'expected a benchmark result of format "result/1" in {path}, got {found!r}. '
+            "Remove the file and evaluate again"
+        )
+    try:
+        return BenchmarkResult.model_validate(value)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
+        raise DamagedFile(f"{path} is not a whole result file: {problems}. Remove it and evaluate again") from error
+
+
+def result_path(folder: Path, variant: str) -> Path:
+    """Where the result of `variant` lies in a benchmark's folder."""
+    return folder / f"{variant}.json"

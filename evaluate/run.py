@@ -1,0 +1,246 @@
+"""`pipeline.py evaluate`: one benchmark over all variants, unchanged results reused, the language model set up once."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from evaluate.benchmarks import BENCHMARKS, Benchmark, Laboratory, Subject, measure
+from evaluate.config import EvaluateConfig
+from evaluate.results import BenchmarkResult, make_result, read_result, result_path, write_result
+from language_model.config import LanguageModelConfig
+from language_model.load import identify, load_bridge, resolve
+from store.atomic import exclusive_lock, link_or_copy, replace_folder
+from store.earlier import earlier_outputs
+from store.errors import MismatchedCache, StoreError
+from store.manifest import Manifest
+from store.reader import ActivationCache
+from store.record import Record, digest, plain
+from store.sae import SAECard, load_card, load_sae
+
+# What a benchmark, its libraries and our adapter raise when something is wrong. All of it stops the run.
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class BenchmarkFailed(ValueError):
+    """A benchmark could not be completed on one variant."""
+
+
+def run(
+    config: EvaluateConfig,
+    *,
+    benchmark: str,
+    model: LanguageModelConfig,
+    cache_folder: Path,
+    models_folder: Path,
+    output: Path,
+    scratch: Path,
+    device: str,
+    reuse: bool,
+) -> None:
+    """Writes `<output>/<variant>.json` for every variant in `models_folder`, and nothing else.
+
+    Results whose key is unchanged are taken over byte for byte from `scratch` (an interrupted run) or from earlier
+    outputs. The output folder is replaced at the end, by renames.
+
+    Raises:
+        BenchmarkFailed: a variant could not be measured; names it. Finished variants stay in `scratch`.
+        StoreError: the cache, a model or the language model is not what the others were made with.
+    """
+    entry = known_benchmark(benchmark)
+    settings: Record = getattr(config, benchmark)
+    own = scratch / benchmark
+    with exclusive_lock(own):
+        finished = own / "finished"
+        finished.mkdir(exist_ok=True)
+        cache = ActivationCache(cache_folder)
+        held_out = held_out_tokens(cache, settings) if entry.needs_language_model else None
+        wanted = {
+            variant: result_inputs(entry, settings, card=card, manifest=cache.manifest, held_out=held_out)
+            for variant, card in all_cards(models_folder, cache.manifest).items()
+        }
+        _prune(finished, wanted)
+        missing = _without_result(finished, wanted)
+        if reuse and missing:
+            _take_earlier(finished, missing, str(output))
+            missing = _without_result(finished, wanted)
+        if missing:
+            laboratory = (
+                _set_up(model, cache.manifest, held_out, torch.device(device)) if held_out is not None else None
+            )
+            _measure_all(entry, settings, missing, laboratory, models_folder=models_folder, finished=finished)
+        replace_folder(finished, output)
+
+
+def known_benchmark(name: str) -> Benchmark:
+    """The entry of a benchmark that this version runs."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"expected a benchmark among {', '.join(BENCHMARKS)}, got {name!r}")
+    return BENCHMARKS[name]
+
+
+def all_cards(models_folder: Path, manifest: Manifest) -> dict[str, SAECard]:
+    """The card of every variant, by name; all were trained on the cache described by `manifest`."""
+    folders = sorted(path for path in models_folder.glob("[!.]*") if path.is_dir()) if models_folder.is_dir() else []
+    if not folders:
+        raise StoreError(f"expected a folder per variant in {models_folder}, found none. Train first: dvc repro train")
+    return {folder.name: fitting_card(folder, manifest) for folder in folders}
+
+
+def fitting_card(folder: Path, manifest: Manifest) -> SAECard:
+    """The card of one SAE, checked to be the one its folder names and to come from the cache of `manifest`."""
+    card = load_card(folder)
+    if card.name != folder.name:
+        raise StoreError(f"expected the SAE of {folder.name!r} in {folder}, got that of {card.name!r}. Train again")
+    if card.cache_digest != manifest.digest:
+        raise MismatchedCache(
+            f"expected {folder} to be trained on the present activation cache, {manifest.digest[:12]}, got one trained "
+            f"on {card.cache_digest[:12]}. Run dvc repro, or dvc pull models and data/activations of one commit"
+        )
+    return card
+
+
+def held_out_tokens(cache: ActivationCache, settings: Record) -> NDArray[np.uint32]:
+    """The held-out sequences that the settings ask for, (sequences, context)."""
+    needed = max(value for name, value in settings if name.startswith("num_") and name.endswith("_sequences"))
+    tokens = cache.held_out_tokens()
+    if len(tokens) < needed:
+        raise ValueError(
+            f"expected at least {needed} held-out sequences for evaluate, the activation cache has {len(tokens)}. "
+            "Lower num_*_sequences in evaluate, or raise num_held_out_sequences in harvest"
+        )
+    return tokens[:needed]
+
+
+def result_inputs(
+    benchmark: Benchmark,
+    settings: Record,
+    *,
+    card: SAECard,
+    manifest: Manifest,
+    held_out: NDArray[np.uint32] | None,
+) -> dict[str, Any]:
+    """Everything that the figures of one variant depend on, as JSON; its digest is the result's key."""
+    inputs: dict[str, Any] = {
+        "benchmark": benchmark.name,
+        "version": benchmark.version,
+        "settings": plain(settings),
+        "weights_sha256": card.weights_sha256,
+    }
+    if held_out is not None:
+        inputs |= {
+            "hook": card.hook,
+            "language_model": plain(manifest.spec.model),
+            "compute_dtype": manifest.spec.compute_dtype,
+            "held_out_shape": list(held_out.shape),
+            "held_out_sha256": hashlib.sha256(np.ascontiguousarray(held_out, dtype="<u4").tobytes()).hexdigest(),
+        }
+    return inputs
+
+
+def _without_result(finished: Path, wanted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {variant: inputs for variant, inputs in wanted.items() if not result_path(finished, variant).exists()}
+
+
+def _prune(finished: Path, wanted: dict[str, dict[str, Any]]) -> None:
+    """Removes what an interrupted run left for other settings, other weights or other variants."""
+    for path in finished.iterdir():
+        fits = False
+        with contextlib.suppress(StoreError):
+            known = path.suffix == ".json" and path.stem in wanted
+            fits = known and _fits(read_result(path), wanted[path.stem], path.stem)
+        if not fits:
+            path.unlink()
+
+
+def _fits(result: BenchmarkResult, inputs: dict[str, Any], variant: str) -> bool:
+    return result.key == digest(inputs) and result.variant == variant
+
+
+def _take_earlier(finished: Path, missing: dict[str, dict[str, Any]], output: str) -> None:
+    """Takes unchanged results of earlier runs: the same file, or a copy under the new name of a renamed variant."""
+    variants_of_key: dict[str, list[str]] = {}
+    for variant, inputs in missing.items():
+        variants_of_key.setdefault(digest(inputs), []).append(variant)
+    for earlier in earlier_outputs(output):
+        for path in earlier.values():
+            try:
+                result = read_result(path)
+            except (StoreError, OSError):
+                continue  # not a result of ours: nothing to reuse
+            for variant in variants_of_key.pop(result.key, ()):
+                if variant == result.variant:
+                    link_or_copy(path, result_path(finished, variant))
+                else:
+                    write_result(finished, result.model_copy(update={"variant": variant}))
+        if not variants_of_key:
+            return
+
+
+def _set_up(
+    model: LanguageModelConfig, manifest: Manifest, held_out: NDArray[np.uint32], device: torch.device
+) -> Laboratory:
+    """Loads the language model that the cache was made with, in the dtype it ran in then."""
+    folder = resolve(model.name, model.revision)
+    identity = identify(folder, name=model.name, revision=model.revision)
+    if identity != manifest.spec.model:
+        raise MismatchedCache(
+            f"expected the language model of the activation cache, {manifest.spec.model.name} with weights "
+            f"{manifest.spec.model.weights_sha256[:12]}, got {identity.name} with weights "
+            f"{identity.weights_sha256[:12]} in {folder}. Harvest with this language model, or evaluate with that one"
+        )
+    bridge = load_bridge(folder, dtype=getattr(torch, manifest.spec.compute_dtype), device=str(device))
+    special = {identity.bos_token_id, bridge.tokenizer.eos_token_id, bridge.tokenizer.pad_token_id}
+    return Laboratory(
+        bridge=bridge,
+        tokens=held_out,
+        ignored_token_ids=frozenset(token for token in special if token is not None),
+        device=device,
+        on_batch=_no_progress,
+    )
+
+
+def _no_progress() -> object:
+    return None
+
+
+def _measure_all(
+    benchmark: Benchmark,
+    settings: Record,
+    missing: dict[str, dict[str, Any]],
+    laboratory: Laboratory | None,
+    *,
+    models_folder: Path,
+    finished: Path,
+) -> None:
+    """Measures each missing variant and writes its result at once, so that a killed run continues after it."""
+    per_variant: int = importlib.import_module(benchmark.module).num_batches(settings)
+    with tqdm(total=per_variant * len(missing), desc=f"evaluate {benchmark.name}", unit="batch") as progress:
+        counted = laboratory and dataclasses.replace(laboratory, on_batch=progress.update)
+        for done, (variant, inputs) in enumerate(missing.items()):
+            progress.set_postfix_str(variant)
+            with _named(benchmark.name, variant):
+                weights, card = load_sae(models_folder / variant)
+                measurement = measure(benchmark, Subject(variant, weights, card), settings, counted)
+                write_result(finished, make_result(benchmark, variant, inputs, measurement))
+            progress.update(per_variant * (done + 1) - progress.n)
+
+
+@contextlib.contextmanager
+def _named(benchmark: str, variant: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        reason = str(error) or type(error).__name__
+        raise BenchmarkFailed(
+            f"benchmark {benchmark} failed on variant {variant}: {reason}. No result was written for it; finished "
+            "variants are kept, so running again continues here"
+        ) from error

@@ -1,0 +1,50 @@
+"""What people can get wrong in the evaluate section of params.yaml."""
+
+import pytest
+from pydantic import ValidationError
+
+from evaluate.benchmarks import BENCHMARKS, NOT_RUN_YET
+from evaluate.config import EvaluateConfig
+
+GOOD = {
+    "core": {"num_reconstruction_sequences": 64, "num_sparsity_sequences": 128, "batch_sequences": 32},
+    "geometry": {"num_bins": 100},
+}
+
+
+def test_good_settings_are_taken_as_they_are() -> None:
+    config = EvaluateConfig.model_validate(GOOD)
+    assert config.core.num_sparsity_sequences == 128
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("core", {"batch_size": 3}, "core.batch_size\n  Extra inputs are not permitted"),
+        ("core", {"batch_sequences": 0}, "core.batch_sequences\n  Input should be greater than 0"),
+        ("core", {"num_sparsity_sequences": -32}, "core.num_sparsity_sequences\n  Input should be greater than 0"),
+        ("core", {"batch_sequences": "32"}, "core.batch_sequences\n  Input should be a valid integer"),
+        ("geometry", {"num_bins": 2}, "geometry.num_bins\n  Input should be greater than or equal to 10"),
+    ],
+)
+def test_an_unknown_key_a_wrong_type_and_a_size_out_of_range_are_refused(
+    section: str, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        EvaluateConfig.model_validate(GOOD | {section: GOOD[section] | change})
+    assert message in str(refused.value)
+
+
+def test_sequences_that_do_not_fill_their_batches_are_refused_with_the_nearest_number_that_does() -> None:
+    uneven = {"num_reconstruction_sequences": 64, "num_sparsity_sequences": 100, "batch_sequences": 32}
+    with pytest.raises(ValidationError) as refused:
+        EvaluateConfig.model_validate(GOOD | {"core": uneven})
+    assert (
+        "expected num_sparsity_sequences to be a multiple of batch_sequences = 32, got 100. Set it to 96, "
+        "or change batch_sequences"
+    ) in str(refused.value)
+
+
+def test_every_benchmark_has_settings_of_its_name_and_no_benchmark_is_both_run_and_not_run() -> None:
+    assert set(BENCHMARKS) == set(EvaluateConfig.model_fields)
+    assert not set(BENCHMARKS) & {planned.name for planned in NOT_RUN_YET}

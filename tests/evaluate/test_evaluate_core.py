@@ -1,0 +1,233 @@
+"""The core benchmark on a real (tiny) Gemma-2, with SAEs whose figures are known beforehand."""
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sae_bench.custom_saes.relu_sae import ReluSAE
+from sae_lens.evals import ExplainedVarianceCalculator
+from torch import Tensor
+
+from evaluate import adapter, core
+from evaluate.adapter import to_sae_bench
+from evaluate.benchmarks import BENCHMARKS, Laboratory, Measurement, Subject, measure
+from language_model.load import load_bridge, load_model
+from store.reader import ActivationCache
+from store.sae import SAEWeights, decode, encode, load_sae
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def laboratory(study: SimpleNamespace) -> Laboratory:
+    return Laboratory(
+        bridge=load_bridge(study.model_folder, dtype=torch.float32, device="cpu"),
+        tokens=ActivationCache(study.cache).held_out_tokens(),
+        ignored_token_ids=frozenset({0, 1, 2}),
+        device=CPU,
+        on_batch=lambda: None,
+    )
+
+
+@pytest.fixture
+def measured(
+    study: SimpleNamespace, laboratory: Laboratory, add_sae: Callable[..., None]
+) -> Callable[[SAEWeights], Measurement]:
+    def measured(weights: SAEWeights) -> Measurement:
+        add_sae("subject", weights)
+        loaded, card = load_sae(study.models / "subject")
+        return measure(BENCHMARKS["core"], Subject("subject", loaded, card), study.config.core, laboratory)
+
+    return measured
+
+
+def held_out_rows(study: SimpleNamespace, num_sequences: int) -> tuple[Tensor, Tensor]:
+    """Hidden states of the plain model behind the hook, (rows, d), and which rows count: not BOS, not EOS."""
+    tokens = ActivationCache(study.cache).held_out_tokens()[:num_sequences].astype(np.int64)
+    model = load_model(study.model_folder, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        states = model(input_ids=torch.from_numpy(tokens), output_hidden_states=True).hidden_states[2]
+    return states.reshape(-1, states.shape[-1]), torch.from_numpy(~np.isin(tokens, [0, 1, 2])).reshape(-1)
+
+
+def test_the_adapted_sae_encodes_and_decodes_as_the_stored_one_and_as_sae_benchs_own_class(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None]
+) -> None:
+    add_sae("subject", saes.random(1))
+    weights, card = load_sae(study.models / "subject")
+    sae = to_sae_bench(weights, card, device=CPU)
+    plain = ReluSAE(32, 64, "any", 1, CPU, torch.float32)
+    plain.load_state_dict(sae.state_dict())
+    x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        latents = sae.encode(x)
+        assert float((latents > 0).float().mean()) > 0.05
+        torch.testing.assert_close(latents, encode(weights, x))
+        torch.testing.assert_close(latents, plain.encode(x), rtol=0, atol=0)
+        torch.testing.assert_close(sae.decode(latents), decode(weights, encode(weights, x)))
+        torch.testing.assert_close(sae.decode(latents), plain.decode(latents), rtol=0, atol=0)
+    assert (sae.cfg.hook_name, sae.cfg.hook_layer, sae.cfg.d_sae) == (card.hook, 1, 64)
+    assert sae.cfg.metadata.hook_name == card.hook
+
+
+def test_the_adapted_sae_stays_in_float32_on_bfloat16_activations(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None]
+) -> None:
+    add_sae("subject", saes.random(1))
+    weights, card = load_sae(study.models / "subject")
+    x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.no_grad():
+        latents = to_sae_bench(weights, card, device=CPU).encode(x)
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents, encode(weights, x.float()))
+
+
+def test_weights_that_were_not_loaded_are_an_error_and_not_a_result_at_chance_level(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_sae("subject", saes.random(1))
+    weights, card = load_sae(study.models / "subject")
+    monkeypatch.setattr(adapter.StoredSAE, "load_state_dict", lambda self, parameters, strict: None)
+    with pytest.raises(ValueError, match="sae-bench's copy of subject to hold the artefact's W_enc, got other numbers"):
+        to_sae_bench(weights, card, device=CPU)
+
+
+def test_an_sae_that_reconstructs_exactly_recovers_all_of_the_loss(
+    saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    metrics = measured(saes.identity()).metrics
+    assert metrics["explained_variance"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["ce_loss_score"] == pytest.approx(1.0, abs=1e-3)
+    assert metrics["ce_loss_with_sae"] == pytest.approx(metrics["ce_loss_without_sae"], abs=1e-5)
+    assert metrics["kl_div_with_sae"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["l0"] == pytest.approx(32.0, abs=1e-6)  # one of +x_i and -x_i for each of 32 channels
+    assert metrics["num_dead_latents"] == 0
+
+
+def test_a_dead_sae_gives_the_loss_of_the_activation_set_to_zero_outside_bos(
+    study: SimpleNamespace, saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    result = measured(saes.dead())
+    metrics = result.metrics
+    assert metrics["l0"] == 0
+    assert metrics["num_dead_latents"] == metrics["num_constant_latents"] == 64
+    assert metrics["fraction_dead_latents"] == 1.0
+    assert metrics["cosine_similarity"] == 0.0
+    assert metrics["ce_loss_with_sae"] == pytest.approx(zeroed_loss(study), abs=1e-5)
+    assert result.details["sae_bench"]["sparsity"]["reconstruction_quality"]["cossim"] is None
+
+
+def zeroed_loss(study: SimpleNamespace) -> float:
+    """Cross-entropy with the hook's activations zero but at BOS and EOS, by a hook on the plain model."""
+    tokens = torch.from_numpy(ActivationCache(study.cache).held_out_tokens().astype(np.int64))
+    keep = torch.isin(tokens, torch.tensor([0, 1, 2]))
+    model = load_model(study.model_folder, dtype=torch.float32, device="cpu")
+
+    def zero(module: torch.nn.Module, arguments: object, output: Tensor | tuple[Tensor, ...]) -> object:
+        state = output[0] if isinstance(output, tuple) else output
+        zeroed = torch.where(keep[..., None], state, torch.zeros_like(state))
+        return (zeroed, *output[1:]) if isinstance(output, tuple) else zeroed
+
+    handle = model.model.layers[1].register_forward_hook(zero)
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits[:, :-1]
+    handle.remove()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    return float(losses[~keep[:, :-1]].mean())
+
+
+def test_explained_variance_mse_and_l0_equal_a_plain_computation_on_the_models_hidden_states(
+    study: SimpleNamespace, saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    weights = saes.random(5)
+    result = measured(weights)
+    states, counted = held_out_rows(study, study.config.core.num_sparsity_sequences)
+    x = states[counted].double()
+    latents = encode(weights, states[counted])
+    residual = (x - decode(weights, latents).double()).square().sum()
+    total = (x - x.mean(dim=0)).square().sum()
+    metrics = result.metrics
+    # 6 windows of 12 tokens; 6 of them BOS and 1 EOS
+    assert metrics["num_rows"] == counted.sum() == 6 * 12 - 6 - 1
+    assert metrics["explained_variance"] == pytest.approx(float(1 - residual / total), rel=1e-6)
+    assert metrics["mse"] == pytest.approx(float(residual) / 65, rel=1e-6)
+    assert metrics["l0"] == pytest.approx(float((latents > 0).sum()) / 65, rel=1e-6)
+    assert metrics["l1"] == pytest.approx(float(latents.sum()) / 65, rel=1e-5)
+    assert result.details["firing_counts"] == (latents > 0).sum(dim=0).tolist()
+
+
+def test_explained_variance_is_that_of_saelens_and_not_the_one_about_zero_of_sae_bench(
+    study: SimpleNamespace, saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    weights = saes.random(5)
+    result = measured(weights)
+    states, counted = held_out_rows(study, study.config.core.num_sparsity_sequences)
+    x = states[counted]
+    calculator = ExplainedVarianceCalculator()
+    calculator.add_batch(decode(weights, encode(weights, x)), x)
+    assert result.metrics["explained_variance"] == pytest.approx(calculator.compute(), abs=1e-4)
+    about_zero = result.details["sae_bench"]["sparsity"]["reconstruction_quality"]["explained_variance"]
+    assert about_zero != pytest.approx(result.metrics["explained_variance"], abs=1e-3)
+
+
+def test_the_loss_without_the_sae_is_the_plain_models_cross_entropy_without_a_second_bos(
+    study: SimpleNamespace, saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    tokens = torch.from_numpy(ActivationCache(study.cache).held_out_tokens().astype(np.int64))
+    model = load_model(study.model_folder, dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    counted = ~torch.isin(tokens[:, :-1], torch.tensor([0, 1, 2]))
+    metrics = measured(saes.random(1)).metrics
+    assert metrics["ce_loss_without_sae"] == pytest.approx(float(losses[counted].mean()), abs=1e-5)
+
+
+def test_losses_of_a_bfloat16_language_model_are_not_rounded_to_bfloat16(
+    study: SimpleNamespace, laboratory: Laboratory, saes: SimpleNamespace, add_sae: Callable[..., None]
+) -> None:
+    add_sae("subject", saes.identity())
+    weights, card = load_sae(study.models / "subject")
+    bridge = load_bridge(study.model_folder, dtype=torch.bfloat16, device="cpu")
+    halved = dataclasses.replace(laboratory, bridge=bridge)
+    metrics = measure(BENCHMARKS["core"], Subject("subject", weights, card), study.config.core, halved).metrics
+    loss = metrics["ce_loss_without_sae"]
+    assert float(torch.tensor(loss).to(torch.bfloat16)) != loss
+    # +x_i and -x_i reproduce bfloat16 activations exactly
+    assert metrics["ce_loss_with_sae"] == pytest.approx(loss, abs=1e-6)
+    assert metrics["l0"] == pytest.approx(32.0, abs=0.1)
+
+
+def test_the_same_sae_gives_the_same_figures_twice(
+    saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    assert measured(saes.random(1)) == measured(saes.random(1))
+
+
+def test_a_figure_that_is_not_a_number_is_an_error_that_names_it(
+    study: SimpleNamespace,
+    laboratory: Laboratory,
+    saes: SimpleNamespace,
+    add_sae: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_sae("subject", saes.random(1))
+    weights, card = load_sae(study.models / "subject")
+    broken = {"token_stats": {}, "sparsity": {"l0": float("nan"), "l1": 1.0}, "shrinkage": {"l2_ratio": 1.0}}
+    broken |= {"model_behavior_preservation": {}, "model_performance_preservation": {}}
+    monkeypatch.setattr(core, "run_evals", lambda *arguments, **keywords: (broken, {}))
+    with pytest.raises(ValueError, match=r"expected finite figures, got \{'l0': nan\}"):
+        measure(BENCHMARKS["core"], Subject("subject", weights, card), study.config.core, laboratory)
+
+
+def test_text_is_never_read_twice_to_fill_a_batch(
+    study: SimpleNamespace, laboratory: Laboratory, saes: SimpleNamespace, add_sae: Callable[..., None]
+) -> None:
+    add_sae("subject", saes.random(1))
+    weights, card = load_sae(study.models / "subject")
+    short = dataclasses.replace(laboratory, tokens=laboratory.tokens[:4])
+    with pytest.raises(ValueError, match="expected enough held-out sequences for the benchmark, got fewer"):
+        measure(BENCHMARKS["core"], Subject("subject", weights, card), study.config.core, short)

@@ -1,0 +1,207 @@
+"""The sentences of the report, from figures small enough to check by hand."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluate.compare import SeedGroup, Spread, chance_best_match, compare, differing_sparsity, shared_latents
+from evaluate.findings import (
+    dead_finding,
+    geometry_finding,
+    identical_finding,
+    reconstruction_finding,
+    seeds_finding,
+    sparsity_finding,
+)
+from evaluate.learned import lambda_finding, stationary_lambda
+from evaluate.probing import probing_finding
+from store.manifest import ModelIdentity
+from store.sae import SAECard
+
+REFERENCE = Path(__file__).parent / "reference_sparse_probing_gemma-2-2b.json"
+METRICS = {
+    "explained_variance": 0.9, "ce_loss_score": 0.98, "kl_div_with_sae": 0.1, "l0": 50.0, "mse": 2.0,
+    "num_dead_latents": 0.0, "num_constant_latents": 0.0, "num_rows": 1000.0, "penalty": 400.0, "lower_bound": 384.0,
+    "excess": 16.0, "mean_abs_cosine": 0.05, "mean_max_cosine": 0.3, "effective_rank": 190.0,
+    "ce_loss_with_sae": 3.1, "ce_loss_without_sae": 3.0, "ce_loss_with_ablation": 8.0,
+}  # fmt: skip
+
+
+def card(name: str = "adaptive", **final: Any) -> SAECard:  # noqa: ANN401
+    model = ModelIdentity(
+        name="tiny", revision=None, weights_sha256="a", tokenizer_sha256="b", d_model=192, num_layers=4, vocab_size=512,
+        bos_token_id=2,
+    )  # fmt: skip
+    return SAECard(
+        format="sae-card/1", name=name, key="k", architecture="relu", d_model=192, d_sae=384,
+        hook="blocks.2.hook_resid_post", model=model, cache_digest="c", context_length=128, scale=1.0, seed=0,
+        num_steps=100, num_training_rows=1000, train_version=1, variant={"lambda": {"kind": "learned", "start": 1.0}},
+        train={}, final=final, weights_sha256="w",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("lam", [0.9, 0.1, 0.0123, 1e-3])
+def test_the_stationary_lambda_solves_its_equation(lam: float) -> None:
+    penalty = -2 * 0.1 * math.log(lam) / lam  # by hand: lambda * P = -2 c log(lambda)
+    assert stationary_lambda(penalty, 0.1) == pytest.approx(lam, rel=1e-9)
+
+
+def test_the_stationary_lambda_is_at_the_floor_when_p_is_1381() -> None:
+    assert stationary_lambda(1381.55, 0.1) == pytest.approx(1e-3, rel=1e-4)
+    assert stationary_lambda(0.0, 0.1) == 1.0
+
+
+def learned(state: str, last: float, penalty: float) -> str:
+    log = [{"step": 0, "lambda": 1.0}, {"step": 50, "lambda": 0.005}]
+    subject = card(**{"lambda": last, "lambda_state": state})
+    return lambda_finding(subject, log, penalty=penalty, regularization=0.1).text
+
+
+def test_a_learned_lambda_on_its_curve_is_reported_with_the_value_at_which_the_pulls_balance() -> None:
+    # P = 2 * 0.1 * log(100) / 0.01 = 92.1
+    text = learned("on its curve", 0.0101, 20 * math.log(100))
+    assert "started at 1, ranged from 0.005 to 1, and ended at 0.0101. It ended on its curve" in text
+    assert "with the final P of 92.1 the two pulls on it balance at 0.01" in text
+
+
+def test_a_learned_lambda_on_the_floor_is_reported_as_such() -> None:
+    text = learned("on the floor", 1e-3, 5000.0)
+    assert "adaptive: the learned lambda started at 1, ranged from 0.001 to 1, and ended at 0.001" in text
+    assert "The learned lambda ended on the floor: with the final P of 5,000" in text
+    assert "it is not allowed below 0.001" in text
+
+
+def test_a_learned_lambda_that_still_moves_is_reported_as_an_accident_of_when_training_stopped() -> None:
+    assert "It is still moving" in learned("still moving", 0.5, 400.0)
+
+
+def test_a_learned_lambda_without_a_state_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected final.lambda_state of adaptive to be .* got 'lost'. Train it again"
+    ):
+        learned("lost", 0.5, 400.0)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"l0": 0.0, "num_dead_latents": 384.0, "num_constant_latents": 384.0},
+        {"l0": 0.004, "num_dead_latents": 380.0, "num_constant_latents": 380.0},
+        {"l0": 384.0, "num_dead_latents": 0.0, "num_constant_latents": 384.0},
+    ],
+)
+def test_an_sae_is_called_dead_when_nothing_fires_or_nothing_varies(figures: dict[str, float]) -> None:
+    finding = dead_finding("fixed-1", d_sae=384, metrics=METRICS | figures)
+    assert finding is not None
+    assert finding.kind == "warning"
+    assert finding.text.startswith("fixed-1: this SAE is dead.")
+
+
+def test_a_living_sae_is_not_called_dead_and_one_that_is_mostly_dead_is_called_that() -> None:
+    assert dead_finding("baseline", d_sae=384, metrics=METRICS) is None
+    mostly = dead_finding("baseline", d_sae=384, metrics=METRICS | {"num_dead_latents": 300.0})
+    assert mostly is not None
+    assert "most of this SAE is dead. 300 of 384 latents never fire on 1000 held-out rows." in mostly.text
+
+
+def test_the_published_reference_result_is_recognised_as_chance_level() -> None:
+    finding = probing_finding("reference", json.loads(REFERENCE.read_text()))
+    assert finding is not None
+    assert finding.kind == "warning"
+    assert "every sparse probing accuracy on latents is exactly 0.5, on all 8 data sets" in finding.text
+    assert "constant or dead" in finding.text
+    assert "own activations reach 0.9393 on the same task, and 0.6843 from a single channel" in finding.text
+    assert "not to be read as scores" in finding.text
+
+
+def test_a_probing_result_near_chance_is_called_that_and_a_good_one_is_left_alone() -> None:
+    result = json.loads(REFERENCE.read_text())
+    near = copy.deepcopy(result)
+    near["eval_result_metrics"]["sae"]["sae_top_1_test_accuracy"] = 0.505
+    finding = probing_finding("x", near)
+    assert finding is not None
+    assert "all within 0.01 of 0.5, chance level" in finding.text
+    good = copy.deepcopy(result)
+    good["eval_result_details"][0]["sae_top_1_test_accuracy"] = 0.8
+    assert probing_finding("x", good) is None
+
+
+def test_a_probing_result_without_accuracies_on_latents_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected accuracies of probes on latents in the sparse probing result of x"):
+        probing_finding("x", {"eval_result_metrics": {"llm": {}, "sae": {}}})
+
+
+def test_comparisons_at_other_sparsity_are_named_with_how_far_off_they_are() -> None:
+    l0 = {"baseline": 50.0, "close": 54.9, "far": 60.0, "low": 40.0}
+    reference: dict[str, str | None] = dict.fromkeys(l0, "baseline")
+    assert differing_sparsity(l0, reference) == {"far": pytest.approx(0.2), "low": pytest.approx(-0.2)}
+    text = sparsity_finding(l0, reference).text
+    assert "by more than 10% in far (60, +20%) and low (40, -20%)" in text
+    assert "not at matched sparsity" in text
+    assert "close" not in text
+
+
+def test_comparisons_at_the_same_sparsity_are_said_to_be_matched() -> None:
+    text = sparsity_finding({"baseline": 50.0, "close": 52.0}, {"baseline": "baseline", "close": "baseline"}).text
+    assert "the comparisons are at matched sparsity" in text
+
+
+def test_the_best_on_ce_recovered_is_named_with_the_baselines_distance() -> None:
+    metrics = {"baseline": METRICS, "fixed-1": METRICS | {"ce_loss_score": 0.99, "l0": 80.0}}
+    text = reconstruction_finding(metrics).text
+    assert "Best on CE recovered: fixed-1, 0.9900 (cross-entropy 3.1000 with the SAE, 3.0000 without, 8.0000" in text
+    assert "The baseline has 0.9800, 0.0100 less, at an L0 of 50 against 80." in text
+
+
+def test_p_is_set_against_its_bound_and_near_duplicates_that_it_does_not_see_are_counted() -> None:
+    metrics = {"baseline": METRICS | {"penalty": 900.0, "excess": 516.0}, "fixed-1": METRICS}
+    text = geometry_finding(metrics, {"baseline": [0.95, 0.2], "fixed-1": [0.91, 0.92]}).text
+    assert "P ended at baseline 900 and fixed-1 400; its lower bound is 384, which no decoder of this shape" in text
+    assert "fixed-1 is within 5% of the bound" in text
+    assert "(cosine above 0.9): baseline 1 and fixed-1 2." in text
+    assert "In fixed-1 P is at its bound all the same: P does not see them." in text
+
+
+def test_one_seed_is_said_to_have_no_spread() -> None:
+    one = SeedGroup(("baseline",), (0,), {})
+    assert "One seed was trained per variant, so no figure here has a spread" in seeds_finding([one]).text
+    two = SeedGroup(("a", "b"), (0, 1), {"l0": Spread(1.0, 0.5)})
+    assert "Up to 2 seeds" in seeds_finding([one, two]).text
+    assert "baseline has one seed and no spread" in seeds_finding([one, two]).text
+
+
+def test_variants_that_are_the_same_to_the_byte_are_named() -> None:
+    finding = identical_finding({"a": "1", "b": "2", "c": "1"})
+    assert finding is not None
+    assert finding.text == "The same SAE to the byte: a and c. Their settings made no difference."
+    assert identical_finding({"a": "1", "b": "2"}) is None
+
+
+def test_differences_know_which_direction_is_better_and_small_ones_are_the_same() -> None:
+    other = METRICS | {"explained_variance": 0.95, "mse": 1.0, "l0": 90.0, "ce_loss_score": 0.981, "penalty": 500.0}
+    cells = compare(other, METRICS)
+    assert cells["explained_variance"].difference == pytest.approx(0.05)
+    verdicts = {key: cell.verdict for key, cell in cells.items()}
+    assert verdicts["explained_variance"] == verdicts["mse"] == "better"
+    assert verdicts["penalty"] == "worse"
+    assert verdicts["ce_loss_score"] == "same"  # 0.1 % of the baseline's
+    assert verdicts["l0"] == "neutral"
+    assert {cell.verdict for cell in compare(METRICS, None).values()} == {"baseline"}
+
+
+def test_latents_are_matched_by_their_largest_cosine_whatever_their_order() -> None:
+    decoder = torch.eye(3)
+    shared = shared_latents({"a": decoder, "b": decoder[[2, 0, 1]], "c": -decoder})
+    assert shared["a"]["b"] == 1.0
+    assert shared["a"]["c"] == 0.0  # the largest of -1, 0, 0
+
+
+def test_random_decoders_match_about_as_much_as_the_report_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    random = {name: torch.randn(256, 128, generator=generator) for name in "ab"}
+    assert shared_latents(random)["a"]["b"] == pytest.approx(chance_best_match(256, 128), abs=0.01)

@@ -1,0 +1,203 @@
+"""The report on small real artefacts: what it says, that it stands alone, and when it refuses to be written."""
+
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from evaluate import report
+from evaluate.benchmarks import NOT_RUN_YET
+from evaluate.config import GeometryConfig
+from store.errors import IncompleteCache, MismatchedCache, StoreError
+
+VARIANTS = ["baseline", "fixed-1", "adaptive", "adaptive-high", "floored", "dead"]
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about, and fails on elements that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.headings: list[str] = []
+        self.labels: list[str | None] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        attributes = dict(attrs)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        if tag == "svg":
+            self.labels.append(attributes.get("aria-label"))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2", "h3", "h4"):
+            self.headings.append(data)
+        self.text += data
+
+
+@pytest.fixture
+def reported(study: SimpleNamespace, six_saes: Path) -> Callable[..., Path]:
+    """Puts six evaluated SAEs into the study and returns a function that writes the report on them."""
+    shutil.copytree(six_saes, study.root, dirs_exist_ok=True)
+
+    def write(*variants: str, output: str = "reports") -> Path:
+        return report.run(
+            study.config,
+            variants=list(variants or VARIANTS),
+            models_folder=study.models,
+            results_folder=study.results,
+            cache_folder=study.cache,
+            output=study.root / output,
+        )
+
+    return write
+
+
+def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
+    study: SimpleNamespace, reported: Callable[..., Path]
+) -> None:
+    path = reported()
+    source = path.read_text()
+    page = Page()
+    page.feed(source)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert page.links == []
+    assert "http://" not in source
+    assert "https://" not in source
+    assert "url(" not in source
+    assert source.isascii()
+    for heading in (
+        report.QUESTION,
+        "What happened",
+        "Variants against the baseline",
+        "L0 against explained variance",
+        "L0 against CE recovered",
+        "Lambda",
+        "P and its lower bound",
+        "Cosines between latents",
+        "Nearest other latent",
+        "How often latents fire",
+        "Do variants find the same latents?",
+        "How the variants were trained",
+        "The data",
+        "Benchmarks",
+        "How to reproduce",
+    ):
+        assert heading in page.headings
+    assert len(page.labels) == 10
+    assert all(page.labels)
+    for sentence in (
+        "Best on CE recovered: floored",
+        "its lower bound is 64, which no decoder of this shape can go below",
+        "adaptive: the learned lambda started at 1,",
+        "It ended on its curve",
+        "It is still moving",
+        "The learned lambda ended on the floor",
+        "dead: this SAE is dead. L0 is 0 and 64 of 64 latents never fire on 65 held-out rows",
+        "not at matched sparsity",
+        "One seed was trained per variant, so no figure here has a spread",
+        "are not run yet",
+    ):
+        assert sentence in page.text
+    for planned in NOT_RUN_YET:
+        assert planned.name in page.text
+        assert planned.measures in page.text
+    assert study.manifest.digest in page.text
+    assert str(study.root) not in source
+
+    summary = (path.parent / "report.md").read_text()
+    assert "* **Caution.** dead: this SAE is dead." in summary
+    table = [line for line in summary.splitlines() if line.startswith("|")]
+    assert [line.count(" |") for line in table] == [table[0].count(" |")] * (2 + len(VARIANTS))
+
+    again = reported(output="again")
+    assert again.read_bytes() == path.read_bytes()
+    assert (again.parent / "report.md").read_text() == summary
+
+
+def test_what_comes_from_files_is_escaped(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], reported: Callable[..., Path]
+) -> None:
+    hostile = "<script>alert('x')</script> & | *"
+    changed = {"penalty_scale": "sum", "lambda_regularizer": 0.1, "seed": 0, hostile: hostile}
+    add_sae("fixed-1", saes.random(1), settings={"kind": "fixed", "value": 1.0}, train=changed)
+    source = reported().read_text()
+    assert "<script>" not in source
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; | *" in source
+    assert report.markdown_text(hostile) == "\\<script\\>alert('x')\\</script\\> & \\| \\*"
+
+
+def test_files_of_variants_that_are_not_asked_for_are_ignored(reported: Callable[..., Path]) -> None:
+    source = reported("baseline", "fixed-1").read_text()
+    assert "adaptive" not in source.split("<main>")[1].replace("adaptive-high", "")
+
+
+def test_several_seeds_get_a_table_of_means_and_spreads_and_their_own_baseline(
+    saes: SimpleNamespace,
+    add_sae: Callable[..., None],
+    evaluate_all: Callable[..., None],
+    reported: Callable[..., Path],
+) -> None:
+    add_sae("baseline-b", saes.random(11, spread=0.2), seed=1)
+    add_sae("fixed-1-b", saes.random(11), settings={"kind": "fixed", "value": 1.0}, seed=1)
+    evaluate_all()
+    page = Page()
+    page.feed(reported("baseline", "fixed-1", "baseline-b", "fixed-1-b").read_text())
+    assert "Over seeds" in page.headings
+    assert "baseline, baseline-b" in page.text
+    assert "Up to 2 seeds were trained per variant" in page.text
+
+
+def test_a_missing_result_is_an_error_that_names_every_missing_file_and_writes_nothing(
+    study: SimpleNamespace, reported: Callable[..., Path]
+) -> None:
+    (study.results / "core" / "fixed-1.json").unlink()
+    shutil.rmtree(study.results / "geometry")
+    with pytest.raises(StoreError) as refused:
+        reported()
+    message = str(refused.value)
+    assert "core/fixed-1.json is missing" in message
+    assert "geometry/baseline.json is missing" in message
+    assert "Run dvc repro (or dvc pull results, after a partial pull); no report was written" in message
+    assert not (study.root / "reports").exists()
+
+
+def test_a_result_for_other_weights_or_settings_is_called_stale(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], reported: Callable[..., Path]
+) -> None:
+    add_sae("fixed-1", saes.random(8), settings={"kind": "fixed", "value": 1.0})
+    with pytest.raises(StoreError, match=r"core/fixed-1.json is stale: it was made with other weights_sha256"):
+        reported()
+    study.config = study.config.model_copy(update={"geometry": GeometryConfig(num_bins=50)})
+    with pytest.raises(StoreError, match=r"geometry/baseline.json is stale: it was made with other settings"):
+        reported()
+
+
+def test_a_missing_model_a_model_of_another_cache_and_a_partial_cache_are_refused(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], reported: Callable[..., Path]
+) -> None:
+    with pytest.raises(StoreError, match=r"expected a trained SAE in .*absent, found none. Run dvc repro, or dvc pull"):
+        reported("baseline", "absent")
+    add_sae("fixed-1", saes.random(1), cache_digest="f" * 64)
+    with pytest.raises(MismatchedCache, match="fixed-1 to be trained on the present activation cache"):
+        reported("baseline", "fixed-1")
+    (study.cache / "tokens" / "c" / "0" / "0").unlink()
+    with pytest.raises(IncompleteCache, match="the cache is only partly there"):
+        reported("baseline")

@@ -1,0 +1,222 @@
+"""The evaluate command: reuse, resuming, pruning, and failures that stop it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from evaluate import core
+from evaluate.benchmarks import Laboratory, Measurement, Subject
+from evaluate.config import CoreConfig
+from evaluate.results import read_result
+from evaluate.run import BenchmarkFailed, run
+from store.atomic import exclusive_lock
+from store.errors import Busy, DamagedFile, MismatchedCache, StoreError
+
+
+@pytest.fixture
+def two_saes(saes: SimpleNamespace, add_sae: Callable[..., None]) -> None:
+    add_sae("baseline", saes.random(1))
+    add_sae("fixed-1", saes.random(2), settings={"kind": "fixed", "value": 1.0})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_result_per_variant_is_written_and_says_what_it_depends_on(
+    study: SimpleNamespace, evaluate_all: Callable[..., None]
+) -> None:
+    evaluate_all()
+    for benchmark in ("core", "geometry"):
+        assert sorted(contents(study.results / benchmark)) == ["baseline.json", "fixed-1.json"]
+    result = read_result(study.results / "core" / "fixed-1.json")
+    assert (result.format, result.benchmark, result.variant) == ("result/1", "core", "fixed-1")
+    assert result.inputs["language_model"]["weights_sha256"] == study.manifest.spec.model.weights_sha256
+    assert result.metrics["num_rows"] == 65
+    assert "language_model" not in read_result(study.results / "geometry" / "fixed-1.json").inputs
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_another_variants_result_stays_byte_identical_when_one_changes_and_is_not_measured_again(
+    study: SimpleNamespace,
+    saes: SimpleNamespace,
+    add_sae: Callable[..., None],
+    evaluate_all: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate_all("core")
+    before = contents(study.results / "core")
+    add_sae("fixed-1", saes.random(9), settings={"kind": "fixed", "value": 2.0})
+    measured, measure = [], core.measure
+
+    def counting(subject: Subject, config: CoreConfig, laboratory: Laboratory | None) -> Measurement:
+        measured.append(subject.variant)
+        return measure(subject, config, laboratory)
+
+    monkeypatch.setattr(core, "measure", counting)
+    evaluate_all("core")
+    after = contents(study.results / "core")
+    assert measured == ["fixed-1"]
+    assert after["baseline.json"] == before["baseline.json"]
+    assert after["fixed-1.json"] != before["fixed-1.json"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_when_nothing_changed_the_language_model_is_not_even_loaded(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_all("core")
+    before = contents(study.results / "core")
+    monkeypatch.setattr("evaluate.run.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
+    evaluate_all("core")
+    assert contents(study.results / "core") == before
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_measuring_again_without_reuse_gives_the_same_bytes(
+    study: SimpleNamespace, evaluate_all: Callable[..., None]
+) -> None:
+    evaluate_all()
+    before = {name: contents(study.results / name) for name in ("core", "geometry")}
+    evaluate_all(reuse=False)
+    assert {name: contents(study.results / name) for name in ("core", "geometry")} == before
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_renamed_variant_keeps_its_figures_under_the_new_name(
+    study: SimpleNamespace,
+    saes: SimpleNamespace,
+    add_sae: Callable[..., None],
+    evaluate_all: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate_all("core")
+    old = read_result(study.results / "core" / "fixed-1.json")
+    (study.models / "fixed-1").rename(study.root / "gone")
+    add_sae("fixed-one", saes.random(2), settings={"kind": "fixed", "value": 1.0})
+    monkeypatch.setattr("evaluate.run.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
+    evaluate_all("core")
+    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-one.json"]
+    new = read_result(study.results / "core" / "fixed-one.json")
+    assert (new.variant, new.key, new.metrics) == ("fixed-one", old.key, old.metrics)
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchmark_and_then_continues(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, measured = core.measure, []
+
+    def failing(subject: Subject, config: CoreConfig, laboratory: Laboratory | None) -> Measurement:
+        measured.append(subject.variant)
+        if subject.variant == "fixed-1" and len(measured) == 2:
+            raise ZeroDivisionError("float division by zero")
+        return measure(subject, config, laboratory)
+
+    monkeypatch.setattr(core, "measure", failing)
+    with pytest.raises(BenchmarkFailed, match="benchmark core failed on variant fixed-1: float division by zero"):
+        evaluate_all("core")
+    assert not (study.results / "core").exists()
+    evaluate_all("core")
+    assert measured == ["baseline", "fixed-1", "fixed-1"]
+    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_other_settings_are_measured_anew(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+    evaluate_all("core")
+    before = read_result(study.results / "core" / "baseline.json")
+    study.config = study.config.model_copy(
+        update={"core": CoreConfig(num_reconstruction_sequences=4, num_sparsity_sequences=4, batch_sequences=2)}
+    )
+    evaluate_all("core")
+    after = read_result(study.results / "core" / "baseline.json")
+    assert after.key != before.key
+    assert after.metrics["num_rows"] == 43  # 4 windows of 12 without 4 BOS and 1 EOS
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_more_sequences_than_the_cache_holds_are_refused_before_anything_runs(
+    study: SimpleNamespace, evaluate_all: Callable[..., None]
+) -> None:
+    study.config = study.config.model_copy(
+        update={"core": CoreConfig(num_reconstruction_sequences=16, num_sparsity_sequences=4, batch_sequences=2)}
+    )
+    with pytest.raises(
+        ValueError, match="expected at least 16 held-out sequences for evaluate, the activation cache has 8"
+    ):
+        evaluate_all("core")
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_an_sae_of_another_cache_is_refused(
+    saes: SimpleNamespace, add_sae: Callable[..., None], evaluate_all: Callable[..., None]
+) -> None:
+    add_sae("stranger", saes.random(4), cache_digest="f" * 64)
+    with pytest.raises(MismatchedCache, match="stranger to be trained on the present activation cache"):
+        evaluate_all("geometry")
+
+
+def test_an_empty_folder_of_models_is_refused(evaluate_all: Callable[..., None]) -> None:
+    with pytest.raises(StoreError, match=r"expected a folder per variant in .*models, found none. Train first"):
+        evaluate_all("geometry")
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_an_unknown_benchmark_is_refused_with_those_that_exist(evaluate_all: Callable[..., None]) -> None:
+    with pytest.raises(ValueError, match="expected a benchmark among core, geometry, got 'scr'"):
+        evaluate_all("scr")
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_another_language_model_than_the_caches_is_refused(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], tmp_path: Path
+) -> None:
+    other = tmp_path / "other-model"
+    other.mkdir()
+    for path in study.model_folder.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
+    study.model = study.model.model_copy(update={"name": str(other)})
+    with pytest.raises(MismatchedCache, match="expected the language model of the activation cache"):
+        evaluate_all("core")
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_two_runs_never_meet_in_one_scratch_folder(study: SimpleNamespace) -> None:
+    scratch = study.root / "scratch"
+    with exclusive_lock(scratch / "geometry"), pytest.raises(Busy, match="is being written by"):
+        run(
+            study.config,
+            benchmark="geometry",
+            model=study.model,
+            cache_folder=study.cache,
+            models_folder=study.models,
+            output=study.results / "geometry",
+            scratch=scratch,
+            device="cpu",
+            reuse=True,
+        )
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+    evaluate_all("geometry")
+    path = study.results / "geometry" / "baseline.json"
+    result = json.loads(path.read_text())
+    path.unlink()
+    path.write_text('{"format": "something/1"}')
+    with pytest.raises(StoreError, match=r'expected a benchmark result of format "result/1" in .*baseline.json'):
+        read_result(path)
+    path.write_text(json.dumps(result | {"key": "0" * 64}))
+    with pytest.raises(DamagedFile, match=r"baseline.json is not a whole result file: .*expected key to be the digest"):
+        read_result(path)
+    path.write_text(json.dumps(result | {"metrics": {}}))
+    with pytest.raises(DamagedFile, match="expected at least one metric, all finite"):
+        read_result(path)
+    evaluate_all("geometry")  # none of that is reused
+    assert json.loads(path.read_text()) == result
