@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: repro test test-slow lint clean
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def run(
         if reuse and missing:
             _take_earlier(finished, missing, str(output))
             missing = _without_result(finished, wanted)
+        for variant in (name for name in wanted if name not in missing):
+            print(f"evaluate {benchmark}: {variant} is unchanged and reused", file=sys.stderr)
         if missing:
             laboratory = (
                 _set_up(model, cache.manifest, held_out, torch.device(device)) if held_out is not None else None

@@ -1,7 +1,8 @@
 """From a model's name to a local checkpoint folder, and from the folder to a model, its tokenizer and its identity.
 
 A folder is laid out like a hub checkpoint: config.json, *.safetensors, tokenizer.json and friends. Weights in other
-formats (pickles) and code from a checkpoint are never loaded.
+formats (pickles) and code from a checkpoint are never loaded. The large libraries, which take seconds to import, are
+imported where a model is really loaded: most stages only ask which one it is.
 """
 
 import hashlib
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import huggingface_hub
-import torch
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -20,13 +20,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from store.atomic import file_sha256
 from store.manifest import ModelIdentity
 
 if TYPE_CHECKING:
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -143,11 +144,13 @@ def _files_digest(files: Iterable[Path]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
     """The causal language model of a folder, in evaluation mode.
 
     Attention is computed the plain way: Gemma-2's soft-capping is not part of the fused kernels.
     """
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", local_files_only=True, use_safetensors=True
     )
@@ -155,14 +158,16 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: str) -> PreTrainedMo
     return model.to(device).eval()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The fast tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
 
 
-def load_bridge(folder: Path, *, dtype: torch.dtype, device: str) -> "TransformerBridge":
+def load_bridge(folder: Path, *, dtype: "torch.dtype", device: str) -> "TransformerBridge":
     """The model of a folder behind TransformerLens's hook names, as sae-bench drives it; exact to the bit."""
-    from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import, and only evaluation needs it
+    from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(
         str(folder), device=device, dtype=dtype, hf_model=load_model(folder, dtype=dtype, device=device)
