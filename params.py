@@ -51,6 +51,8 @@ class Params:
 def load_params(path: Path) -> Params:
     """Parses and checks params.yaml; the error lists everything that is wrong, each with its place."""
     raw = _load_yaml(path)
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: expected the keys profile, profiles and variants, got {raw!r}. Restore the file")
     try:
         file = _File.model_validate(raw)
     except ValidationError as error:
@@ -74,7 +76,26 @@ def load_params(path: Path) -> Params:
             f"{path}: profiles.{file.profile}.train.hook: expected one of the harvested hooks "
             f"({', '.join(profile.harvest.hooks)}), got {profile.train.hook!r}. Add it to harvest.hooks or change it"
         )
+    _check_sizes(path, f"profiles.{file.profile}", profile)
     return Params(file.profile, profile, file.variants)
+
+
+def _check_sizes(path: Path, where: str, profile: Profile) -> None:
+    """What one section asks of another, found before a stage has begun."""
+    num_rows = profile.harvest.num_sequences * profile.harvest.rows_per_sequence
+    if profile.train.batch_rows > num_rows:
+        raise ParamsError(
+            f"{path}: {where}.train.batch_rows: expected at most the {num_rows} rows that are harvested, "
+            f"got {profile.train.batch_rows}. Lower it, or raise harvest.num_rows"
+        )
+    held_out = profile.harvest.num_held_out_sequences
+    for key in ("num_reconstruction_sequences", "num_sparsity_sequences"):
+        wanted = getattr(profile.evaluate.core, key)
+        if wanted > held_out:
+            raise ParamsError(
+                f"{path}: {where}.evaluate.core.{key}: expected at most harvest.num_held_out_sequences = {held_out}, "
+                f"got {wanted}. Lower it, or raise harvest.num_held_out_sequences"
+            )
 
 
 def _load_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever YAML can hold

@@ -32,6 +32,9 @@ def language_model(arguments: argparse.Namespace) -> None:
 
     params = load_params(arguments.params)
     settings = params.profile.language_model
+    for path in getattr(params.profile.harvest.text, "paths", ()):
+        if not Path(path).is_file():
+            raise ValueError(f"expected the text file {path} of harvest.text.paths, found none. Correct the path")
     identity = identify(resolve(settings.name, settings.revision), settings.name, settings.revision)
     check_hooks(params.profile.harvest.hooks, num_layers=identity.num_layers, model_name=identity.name)
     write_json(LANGUAGE_MODEL_FILE, identity)
@@ -136,9 +139,21 @@ def _device(wanted: str) -> str:
 
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"expected a torch device such as cpu, cuda or cuda:1, got {wanted!r}. Use auto") from error
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"expected a CUDA GPU for --device {wanted}, found none. Use --device cpu or auto")
     return wanted
+
+
+def _positive(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,10 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
                 "--no-reuse",
                 action="store_true",
                 default=os.environ.get("PIPELINE_NO_REUSE", "") not in ("", "0"),
-                help="compute everything anew, whatever earlier runs left (environment: PIPELINE_NO_REUSE=1)",
+                help="ignore earlier outputs; an interrupted run is still continued (environment: PIPELINE_NO_REUSE=1)",
             )
         if stage is train:
-            command.add_argument("--threads", type=int, default=threads, help="decoding threads (%(default)s)")
+            command.add_argument(
+                "--threads", type=_positive, default=threads, help="threads of products and decoding (%(default)s)"
+            )
         if stage is evaluate:
             command.add_argument("--benchmark", help="only this one: core or geometry (default: all)")
     store = commands.add_parser(
@@ -177,7 +194,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("path", type=Path, metavar="PATH", help="folder of the cache, such as data/activations")
         if action is store_verify:
             command.add_argument("--full", action="store_true", help="read every file and compare its SHA-256")
-            command.add_argument("--threads", type=int, default=threads, help="files checked at once (%(default)s)")
+            command.add_argument(
+                "--threads", type=_positive, default=threads, help="files checked at once (%(default)s)"
+            )
     return parser
 
 
@@ -197,6 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"error: {line}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        print("error: lower train.d_sae, train.batch_rows, the number of variants or batch sizes", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

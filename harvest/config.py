@@ -95,13 +95,13 @@ class HarvestConfig(Record):
     """Token windows of held-out documents, set apart for evaluation."""
     held_out_fraction: float = Field(gt=0, lt=1)
     """Share of the documents (by number) that training never sees."""
-    context_length: int = Field(ge=2)
-    """Tokens in a sequence, BOS included."""
-    forward_batch_sequences: int = Field(gt=0)
+    context_length: int = Field(ge=3, le=2**20)
+    """Tokens in a sequence, BOS included. Evaluation predicts a token from another one than BOS, so at least 3."""
+    forward_batch_sequences: int = Field(gt=0, le=2**20)
     """Sequences in one forward pass. It can change the last bits of a row, and so belongs to the cache's identity."""
-    sequences_per_chunk: int = Field(gt=0)
+    sequences_per_chunk: int = Field(gt=0, le=2**20)
     """Sequences in one compressed piece, the least that is read at once; a few MB are best."""
-    chunks_per_shard: int = Field(gt=0)
+    chunks_per_shard: int = Field(gt=0, le=2**20)
     """Chunks in one file; a few hundred MB are best."""
     codec: Codec
     """bf16_planes_v1 is smallest and fastest; the others can be read by zarr without this package."""

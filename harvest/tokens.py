@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from language_model.standard_library import is_held_out
 from store.atomic import file_sha256, read_json, write_json
+from store.errors import StoreError
 
 PACKING = (
     "documents in the order of their source, tokenized without special tokens (a special token's spelling in the text "
@@ -172,10 +173,14 @@ def save_windows(folder: Path, windows: Windows) -> None:
 
 def load_windows(folder: Path) -> Windows | None:
     """What `save_windows` kept, memory-mapped; None where there is nothing, or not all of it."""
-    if not (folder / "windows.json").exists():
+    try:
+        digests = read_json(folder / "windows.json")
+    except (StoreError, FileNotFoundError):
+        return None
+    if not isinstance(digests, dict) or set(digests) != {"training", "held_out"}:
         return None
     arrays = {}
-    for name, digest in read_json(folder / "windows.json").items():
+    for name, digest in digests.items():
         path = folder / f"{name}.npy"
         if not path.exists() or file_sha256(path) != digest:
             return None

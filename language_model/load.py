@@ -6,7 +6,6 @@ imported where a model is really loaded: most stages only ask which one it is.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +19,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 
-from store.atomic import file_sha256
+from store.atomic import file_sha256, read_json
 from store.manifest import ModelIdentity
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _checked(folder: Path, name: str) -> Path:
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = sorted(set(read_json(index)["weight_map"].values()))
         missing += [shard for shard in shards if not (folder / shard).is_file()]
     elif not (folder / "model.safetensors").is_file():
         missing.append("model.safetensors")
@@ -107,6 +107,16 @@ def _checked(folder: Path, name: str) -> Path:
             f"expected a checkpoint of {name!r} in {folder}, but it lacks {', '.join(missing)}. "
             "Fetch the model again, or name another folder in language_model.name"
         )
+    for path in (folder / "config.json", folder / "tokenizer.json"):
+        read_json(path)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise ModelUnavailable(
+                f"expected whole safetensors in {path}: {error}. Fetch the model again; the file is damaged"
+            ) from error
     return folder
 
 
@@ -115,7 +125,7 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
 
     A folder inside a hub cache is named by its commit; that commit is recorded, whatever branch or tag was asked for.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     commit = folder.name if folder.parent.name == "snapshots" else revision
     tokenizer_files = [path for path in sorted(folder.glob("tokenizer*")) if path.is_file()]
     missing = [
@@ -130,7 +140,7 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
     return ModelIdentity(
         name=name if name == EMBEDDED or not Path(name).is_dir() else Path(name).name,
         revision=commit,
-        weights_sha256=_files_digest(sorted(folder.glob("*.safetensors"))),
+        weights_sha256=_files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))]),
         tokenizer_sha256=_files_digest(tokenizer_files),
         d_model=config["hidden_size"],
         num_layers=config["num_hidden_layers"],

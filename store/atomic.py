@@ -86,7 +86,8 @@ def replace_folder(source: Path, target: Path) -> None:
         target.rename(old)
     source.rename(target)
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for leftover in target.parent.glob(f".{target.name}.*.old"):  # of this swap, and of earlier ones that were killed
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,9 @@ def earlier_outputs(output: str) -> Iterator[dict[str, Path]]:
     The files are read-only and may belong to DVC's cache: check what they hold, then take them with
     `store.atomic.link_or_copy`; never write to them.
     """
-    present = Path(output)
-    if present.is_dir():
-        yield {p.relative_to(present).as_posix(): p for p in sorted(present.rglob("*")) if p.is_file()}
+    present = files_in(Path(output))
+    if present:
+        yield present
     cache = _cache_folder()
     if cache is None:
         return
@@ -36,6 +36,11 @@ def earlier_outputs(output: str) -> Iterator[dict[str, Path]]:
             files = _files_of(cache, md5)
             if files:
                 yield files
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """The files below a folder by relative path; none where there is no such folder."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _cache_folder() -> Path | None:

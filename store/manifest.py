@@ -25,7 +25,7 @@ class ModelIdentity(Record):
     revision: str | None
     """Commit on the hub; null for local models."""
     weights_sha256: str
-    """Digest over the weight files' names and bytes, or the hub's commit where it pins them."""
+    """Digest over names and bytes of config.json and the weight files: both decide what the model computes."""
     tokenizer_sha256: str
     """Digest over the tokenizer's files."""
     d_model: int

@@ -173,7 +173,10 @@ class CacheWriter:
         path = self.folder / shard_record_path(shard)
         if not path.is_file():
             return None
-        record = parse_record(ShardRecord, path)
+        try:
+            record = parse_record(ShardRecord, path)
+        except StoreError:
+            return None  # a damaged record is no commitment: the shard is made again
         whole = all(
             (self.folder / name).is_file() and (self.folder / name).stat().st_size == file.nbytes
             for name, file in record.files.items()

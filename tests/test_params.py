@@ -73,6 +73,22 @@ MISTAKES = {
         "hook: blocks.1.hook_resid_post",
         r"train\.hook: expected one of the harvested hooks",
     ),
+    "batches larger than the cache": (
+        "batch_rows: 1024",
+        "batch_rows: 2000000",
+        r"train\.batch_rows: expected at most the 999998 rows that are harvested, got 2000000",
+    ),
+    "more held-out text than there is": (
+        "num_sparsity_sequences: 192",
+        "num_sparsity_sequences: 1024",
+        r"core\.num_sparsity_sequences: expected at most harvest\.num_held_out_sequences = 512, got 1024",
+    ),
+    "a single latent": ("d_sae: 384", "d_sae: 1", r"train\.d_sae: expected 2 to 16777216 latents, got 1"),
+    "sequences without a row to predict": (
+        "context_length: 128",
+        "context_length: 2",
+        r"harvest\.context_length: expected greater than or equal to 3, got 2",
+    ),
     "an unknown profile": (
         "profile: embedded",
         "profile: embeded",
@@ -102,6 +118,27 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as raised:
         load_params(path)
     assert len(str(raised.value).splitlines()) == 2
+
+
+def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(ParamsError, match="expected the keys profile, profiles and variants, got None"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_text_file_and_a_foreign_device_end_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = PARAMS.read_text().replace("{kind: standard-library}", "{kind: files, paths: [no.txt]}", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert main(["language_model"]) == 1
+    assert "expected the text file no.txt of harvest.text.paths, found none" in capsys.readouterr().err
+    assert main(["harvest", "--device", "gpu"]) == 1
+    assert "expected a torch device such as cpu, cuda or cuda:1, got 'gpu'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--threads", "0"])
+    assert "expected a whole number >= 1, got '0'" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

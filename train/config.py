@@ -24,8 +24,14 @@ def _positive(value: float) -> float:
 
 
 def _positive_count(value: int) -> int:
-    if value < 1:
-        raise ValueError(f"expected a whole number >= 1, got {value}. Give a positive count")
+    if not 1 <= value <= 2**50:
+        raise ValueError(f"expected a whole number from 1 to 2^50, got {value}. Give a positive count")
+    return value
+
+
+def _latents(value: int) -> int:
+    if not 2 <= value <= 2**24:
+        raise ValueError(f"expected 2 to 16777216 latents, got {value}. Usual values are 1 to 32 times d_model")
     return value
 
 
@@ -59,6 +65,7 @@ def _above_the_floor(value: float) -> float:
 NotNegative = Annotated[float, AfterValidator(_not_negative)]
 Positive = Annotated[float, AfterValidator(_positive)]
 PositiveCount = Annotated[int, AfterValidator(_positive_count)]
+NumLatents = Annotated[int, AfterValidator(_latents)]
 Seed = Annotated[int, AfterValidator(_seed)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 DecayRate = Annotated[float, AfterValidator(_decay_rate)]
@@ -117,7 +124,7 @@ class TrainConfig(Record):
 
     hook: str
     """The hook whose cached rows are read, for example blocks.2.hook_resid_post."""
-    d_sae: PositiveCount
+    d_sae: NumLatents
     """Latents per SAE (F)."""
     batch_rows: PositiveCount
     """Rows (tokens) per step; every variant sees the same ones. The last incomplete batch of an epoch is dropped."""

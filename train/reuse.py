@@ -35,12 +35,13 @@ class ResolvedVariant:
 
 
 def resolve_variants(
-    config: TrainConfig, variants: Mapping[str, VariantConfig], *, cache_digest: str
+    config: TrainConfig, variants: Mapping[str, VariantConfig], *, cache_digest: str, product_dtype: str = "float32"
 ) -> list[ResolvedVariant]:
     """Fills in what each variant takes from the profile, and derives its key.
 
     A setting that cannot touch a variant is no part of its key: the profile's l1 and lr where the variant has its own,
-    and what concerns learned lambdas where its lambda is not learned.
+    and what concerns learned lambdas where its lambda is not learned. The number format of the products does, though
+    the device chooses it: variants of different formats must not be compared.
     """
     resolved = []
     for name, variant in variants.items():
@@ -49,6 +50,7 @@ def resolve_variants(
         seed = config.seed if variant.seed is None else variant.seed
         settings = {"lambda": plain(variant.schedule), "l1": l1, "lr": lr, "seed": seed}
         shared = {field: value for field, value in plain(config).items() if field not in ("l1", "lr")}
+        shared["product_dtype"] = product_dtype
         if not isinstance(variant.schedule, LearnedLambda):
             del shared["lambda_regularizer"], shared["lambda_lr"]
         key = digest({"train_version": TRAIN_VERSION, "cache": cache_digest, "train": shared, "variant": settings})

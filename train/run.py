@@ -1,6 +1,7 @@
 """The training stage, from a cache to SAE artefacts: unchanged variants are reused, the rest is one fused group."""
 
 import functools
+import itertools
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from store.atomic import exclusive_lock, replace_folder
-from store.earlier import earlier_outputs
+from store.earlier import earlier_outputs, files_in
 from store.manifest import Manifest
 from store.reader import ActivationCache, BatchStream, Position
 from store.record import digest
@@ -76,12 +77,20 @@ def run(
     torch.set_num_threads(num_threads)
     cache = ActivationCache(cache_folder)
     plan = plan_run(config, cache.manifest)
-    resolved = resolve_variants(config, variants, cache_digest=cache.manifest.digest)
+    resolved = resolve_variants(
+        config,
+        variants,
+        cache_digest=cache.manifest.digest,
+        product_dtype=str(product_dtype(torch.device(device))).removeprefix("torch."),
+    )
     with exclusive_lock(scratch):
         assembly = scratch / "models"
-        shutil.rmtree(assembly, ignore_errors=True)
+        interrupted = scratch / "interrupted"  # finished variants of a run that was killed before they were in place
+        if assembly.exists():
+            shutil.rmtree(interrupted, ignore_errors=True)
+            assembly.rename(interrupted)
         assembly.mkdir(parents=True)
-        earlier = earlier_outputs(str(output)) if reuse else iter(())
+        earlier = itertools.chain([files_in(interrupted)], earlier_outputs(str(output))) if reuse else iter(())
         missing = reuse_variants(resolved, earlier, folder=assembly)
         for variant in resolved:
             if variant not in missing:
@@ -99,8 +108,14 @@ def run(
                 assembly=assembly,
             )
         replace_folder(assembly, output)
+        shutil.rmtree(interrupted, ignore_errors=True)
         for stale in scratch.glob("checkpoint-*.safetensors"):
             stale.unlink()
+
+
+def product_dtype(device: torch.device) -> torch.dtype:
+    """The number format of the products; weights and optimiser are float32 everywhere."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
@@ -217,5 +232,5 @@ def make_group(
         scale=plan.scale,
         mean=plan.mean,
         dead_after_rows=config.dead_after_rows,
-        product_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        product_dtype=product_dtype(device),
     )

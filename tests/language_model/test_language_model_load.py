@@ -57,6 +57,9 @@ def test_a_local_folder_is_identified_by_its_bytes(tiny_model_folder: Path, tmp_
     first = identify(resolve(str(tiny_model_folder), None), str(tiny_model_folder), None)
     copy = shutil.copytree(tiny_model_folder, tmp_path / tiny_model_folder.name)
     assert identify(copy, str(copy), None) == first
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"attn_logit_softcapping": 1.0}))
+    assert identify(copy, str(copy), None).weights_sha256 != first.weights_sha256
     tokenizer = copy / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert identify(copy, str(copy), None).tokenizer_sha256 != first.tokenizer_sha256
@@ -102,6 +105,17 @@ def test_a_folder_that_lacks_a_part_is_refused(tiny_model_folder: Path, tmp_path
     (copy / "tokenizer.json").unlink()
     (copy / "model.safetensors").unlink()
     with pytest.raises(ModelUnavailable, match=r"lacks tokenizer\.json, model\.safetensors"):
+        resolve(str(copy), None)
+
+
+def test_a_checkpoint_that_is_cut_short_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model_folder, tmp_path / "cut")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ModelUnavailable, match=r"expected whole safetensors in .*model\.safetensors"):
+        resolve(str(copy), None)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"expected JSON in .*config\.json"):
         resolve(str(copy), None)
 
 

@@ -85,7 +85,10 @@ def test_a_writer_continues_after_the_shards_that_are_committed(tmp_path: Path) 
 def test_a_shard_without_its_record_is_not_there(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path / "cache", make_spec(), num_sequences=41)
     fill(writer, 0)
-    (tmp_path / "cache" / "shards/00000.json").unlink()
+    record = tmp_path / "cache" / "shards/00000.json"
+    record.write_bytes(record.read_bytes()[:-20])  # damaged
+    assert writer.missing_shards() == [0, 1, 2, 3]
+    record.unlink()
     assert writer.missing_shards() == [0, 1, 2, 3]
 
 
