@@ -13,7 +13,7 @@ repro: $(VENV)/.installed
 	@echo "The report: file://$(CURDIR)/reports/report.html"
 
 test: $(VENV)/.installed lint
-	pytest -m "not slow"
+	pytest -m "not slow" --numprocesses 2
 
 test-slow: $(VENV)/.installed
 	pytest -m slow
@@ -28,8 +28,8 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "error: expected Python 3.11 or 3.12, got %d.%d. Run: make PYTHON=/path/to/python3.11 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps sae-bench==0.6.0
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps sae-bench==0.6.0
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 

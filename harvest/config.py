@@ -101,7 +101,7 @@ class HarvestConfig(Record):
     """Sequences in one forward pass. It can change the last bits of a row, and so belongs to the cache's identity."""
     sequences_per_chunk: int = Field(gt=0, le=2**20)
     """Sequences in one compressed piece, the least that is read at once; a few MB are best."""
-    chunks_per_shard: int = Field(gt=0, le=2**20)
+    chunks_per_shard: int = Field(gt=0, le=2**40)
     """Chunks in one file; a few hundred MB are best."""
     codec: Codec
     """bf16_planes_v1 is smallest and fastest; the others can be read by zarr without this package."""

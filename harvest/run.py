@@ -4,6 +4,7 @@ A process that is killed loses the shard it was computing; the next run continue
 """
 
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,9 @@ def run(
         if reuse:
             _adopt_earlier(writer, output, interrupted=sorted(scratch.glob(f"{kin}-*/cache")))
         missing = writer.missing_shards()
+        if len(missing) < writer.num_shards:
+            num_kept = writer.num_shards - len(missing)
+            print(f"harvest: {num_kept} of {writer.num_shards} shards are unchanged and reused", file=sys.stderr)
         num_missing = sum(map(writer.shard_sequences, missing))
         _check_free_space(own, spec, num_rows=num_missing * spec.rows_per_sequence)
         windows = _packed_windows(own / "windows", source, config, folder=folder, identity=identity)

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two test processes share the cores
 
 TINY_TEXT = [
     "def encode(rows):\n    return codec.encode(rows)\n",

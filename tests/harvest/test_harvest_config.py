@@ -37,7 +37,7 @@ def test_the_budget_is_rounded_down_to_whole_sequences(harvest_settings: dict[st
         ({"num_rows": "many"}, "num_rows\n  Input should be a valid integer"),
         ({"num_rows": -140}, "num_rows\n  Input should be greater than 0"),
         ({"num_rows": 6}, "num_rows of at least one sequence (7 rows with context_length 8), got 6"),
-        ({"context_length": 1}, "context_length\n  Input should be greater than or equal to 2"),
+        ({"context_length": 1}, "context_length\n  Input should be greater than or equal to 3"),
         ({"num_held_out_sequences": 0}, "num_held_out_sequences\n  Input should be greater than 0"),
         ({"held_out_fraction": 0.0}, "held_out_fraction\n  Input should be greater than 0"),
         ({"held_out_fraction": 1.0}, "held_out_fraction\n  Input should be less than 1"),
