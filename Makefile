@@ -6,17 +6,14 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: repro test test-slow lint clean
+.PHONY: repro test lint clean
 
 repro: $(VENV)/.installed
 	dvc repro
 	@echo "The report: file://$(CURDIR)/reports/report.html"
 
 test: $(VENV)/.installed lint
-	pytest -m "not slow" --numprocesses 2
-
-test-slow: $(VENV)/.installed
-	pytest -m slow
+	pytest --numprocesses 2
 
 lint: $(VENV)/.installed
 	ruff check .
