@@ -13,7 +13,7 @@ repro: $(VENV)/.installed
 	@echo "The report: file://$(CURDIR)/reports/report.html"
 
 test: $(VENV)/.installed lint
-	pytest --numprocesses 2
+	pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	ruff check .
