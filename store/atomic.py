@@ -39,14 +39,19 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
     """Writes a record or plain value as JSON with sorted keys, so that equal values are equal bytes."""
-    write_bytes(path, (json.dumps(plain(value), sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON can hold
+    """The one spelling of a record or plain value as JSON: sorted keys, one item a line, ASCII."""
+    return (json.dumps(plain(value), sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """Parses a JSON file; a StoreError names the file when it is not one."""
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         raise StoreError(
             f"expected JSON in {path}, found something else ({error}). Restore or remake the file"
         ) from error

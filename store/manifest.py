@@ -1,20 +1,42 @@
-"""What an activation cache says of itself: the spec that decides its bytes, and the manifest that makes it complete."""
+"""What an activation cache says of itself: the spec that decides its bytes, and the manifest that makes it complete.
+
+Records are checked where they are made: one that exists is consistent in itself, whether it was computed or read.
+"""
 
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from store.atomic import read_json
 from store.codec import CodecName
-from store.errors import IncompleteCache, MismatchedCache, StoreError
-from store.record import Record, digest
+from store.errors import MismatchedCache
+from store.foreign import why_no_cache
+from store.record import Record, digest, plain
+from store.sealed import parse_json, parse_record, parse_sealed, read_small
+
+__all__ = ["parse_record"]
 
 MANIFEST_FILE = "manifest.json"
-FORMAT: Final = "activation-cache/1"
+FORMAT: Final = "activation-cache/2"
 
-RecordKind = TypeVar("RecordKind", bound=Record)
+Count = Annotated[int, Field(ge=0, le=2**48)]
+"""Of rows, sequences or bytes: far above any cache, and far below what arithmetic on it could overflow."""
+Size = Annotated[int, Field(ge=1, le=2**40)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def check_hook_name(hook: str) -> str:
+    """A hook names a folder of the cache: letters, digits and underscores between single dots or dashes."""
+    if not re.fullmatch(r"\w+([.-]\w+)*", hook, flags=re.ASCII) or hook in RESERVED_NAMES or len(hook) > 200:
+        raise ValueError(f"expected a hook such as blocks.2.hook_resid_post, got {hook[:200]!r}")
+    return hook
+
+
+HookName = Annotated[str, AfterValidator(check_hook_name)]
+RESERVED_NAMES = ("tokens", "held_out_tokens", "shards")
 
 
 class ModelIdentity(Record):
@@ -28,34 +50,34 @@ class ModelIdentity(Record):
     """Digest over names and bytes of config.json and the weight files: both decide what the model computes."""
     tokenizer_sha256: str
     """Digest over the tokenizer's files."""
-    d_model: int
-    num_layers: int
-    vocab_size: int
-    bos_token_id: int
+    d_model: Size
+    num_layers: Size
+    vocab_size: Size
+    bos_token_id: Count
 
 
 class CacheSpec(Record):
     """Everything that decides a cache's bytes, except how many rows were asked for."""
 
     model: ModelIdentity
-    hooks: tuple[str, ...]
+    hooks: Annotated[tuple[HookName, ...], Field(min_length=1)]
     """TransformerLens names, such as blocks.2.hook_resid_post."""
     text: dict[str, JsonValue]
     """Lineage of the text: kind, digest or revision, Python version."""
-    context_length: int
+    context_length: Annotated[Size, Field(ge=2)]
     """Tokens per sequence, BOS included."""
     excluded_positions: tuple[str, ...]
     """Positions whose rows are not stored, and there are no others: ("bos",)."""
     packing: str
     """How documents became sequences, in a sentence."""
-    held_out_fraction: float
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Share of documents set apart for evaluation."""
     compute_dtype: str
     """Number format of the forward pass; rows are stored as bfloat16."""
-    forward_batch_sequences: int
+    forward_batch_sequences: Size
     """Sequences per forward pass, fixed within a shard because products depend on shapes."""
-    sequences_per_chunk: int
-    chunks_per_shard: int
+    sequences_per_chunk: Size
+    chunks_per_shard: Size
     codec: CodecName
     harvest_version: int
     """Raised by hand when the harvest's results change."""
@@ -87,7 +109,7 @@ class CacheSpec(Record):
 class ShardSums(Record):
     """Exact float64 sums over the stored (bfloat16) rows of one hook in one shard."""
 
-    num_rows: int
+    num_rows: Count
     sum: list[float]
     """Per channel, (d_model,)."""
     sum_of_squares: list[float]
@@ -97,13 +119,19 @@ class ShardSums(Record):
 class Moments(Record):
     """Moments of one hook over all stored rows, combined in shard order."""
 
-    num_rows: int
+    num_rows: Count
     mean: list[float]
     """Per channel, (d_model,)."""
     mean_square: list[float]
     """Per channel, (d_model,)."""
     mean_squared_norm: float
     """E||x||^2, the sum of `mean_square`."""
+
+    @model_validator(mode="after")
+    def check_sum(self) -> Self:
+        if min(self.mean_square, default=0.0) < 0 or self.mean_squared_norm != math.fsum(self.mean_square):
+            raise ValueError(f"expected mean_squared_norm to be the sum of mean_square, got {self.mean_squared_norm}")
+        return self
 
 
 def combine_moments(shards: list[ShardSums]) -> Moments:
@@ -117,35 +145,79 @@ def combine_moments(shards: list[ShardSums]) -> Moments:
 class FileRecord(Record):
     """A file as it was written."""
 
-    nbytes: int
-    sha256: str
+    nbytes: Count
+    sha256: Sha256
 
 
 class ShardRecord(Record):
     """One committed shard: its files in every array. Written after them, so its existence means that they are whole."""
 
-    spec_digest: str
-    shard: int
-    num_sequences: int
+    spec_digest: Sha256
+    shard: Count
+    num_sequences: Size
     files: dict[str, FileRecord]
     """By path relative to the cache."""
-    sums: dict[str, ShardSums]
+    sums: dict[HookName, ShardSums]
     """By hook."""
+
+    @model_validator(mode="after")
+    def check_files(self) -> Self:
+        _check_names(
+            self.files, [token_shard_path(self.shard), *(row_shard_path(hook, self.shard) for hook in self.sums)]
+        )
+        return self
+
+
+class Origin(Record):
+    """What a cache was made from, when it is not what one harvest wrote."""
+
+    kind: Literal["exported", "repaired"]
+    """Exported: the same rows, compressed otherwise. Repaired: some shards harvested again, with other bytes."""
+    source_digest: Sha256
+    """Of the manifest of the cache before."""
+    source_codec: CodecName
+    changed_shards: tuple[Count, ...]
+    """Whose rows or tokens are others than in that cache."""
 
 
 class Manifest(Record):
     """The last file of a cache to be written. Without it the cache is incomplete."""
 
-    format: Literal["activation-cache/1"]
+    format: Literal["activation-cache/2"]
     spec: CacheSpec
-    num_sequences: int
-    num_rows: int
+    num_sequences: Size
+    num_rows: Size
     """Rows per hook."""
-    num_held_out_sequences: int
+    num_held_out_sequences: Size
     moments: dict[str, Moments]
     """By hook."""
     files: dict[str, FileRecord]
     """Every other file, by path relative to the cache."""
+    lineage: tuple[Origin, ...] = ()
+    """Oldest first; empty for what one harvest wrote."""
+
+    @model_validator(mode="after")
+    def check_consistency(self) -> Self:
+        spec = self.spec
+        if len(set(spec.hooks)) != len(spec.hooks):
+            raise ValueError(f"expected every hook once, got {', '.join(spec.hooks)}")
+        if spec.excluded_positions != ("bos",):
+            raise ValueError(f"expected the excluded positions ('bos',), got {spec.excluded_positions}")
+        if self.num_rows != self.num_sequences * spec.rows_per_sequence:
+            raise ValueError(
+                f"expected num_rows {self.num_sequences * spec.rows_per_sequence}, from {self.num_sequences} sequences "
+                f"of {spec.rows_per_sequence} rows, got {self.num_rows}"
+            )
+        # Counted before any name is made: a number that was tampered with must cost nothing.
+        if len(self.files) != (expected := self.num_shards * (len(spec.hooks) + 2) + len(spec.hooks) + 4):
+            raise ValueError(
+                f"expected {expected} files for {self.num_shards} shards and {len(spec.hooks)} hooks, "
+                f"got {len(self.files)}"
+            )
+        _check_names(self.files, expected_files(self))
+        _check_moments(self)
+        _check_sizes(self)
+        return self
 
     @property
     def digest(self) -> str:
@@ -172,42 +244,112 @@ def row_shard_path(hook: str, shard: int) -> str:
 HELD_OUT_PATH = "held_out_tokens/c/0/0"
 
 
-def parse_record(kind: type[RecordKind], path: Path) -> RecordKind:
-    """Reads a record from a JSON file; a StoreError names the file and the first thing wrong with it."""
-    value = read_json(path)
-    try:
-        return kind.model_validate(value, strict=False)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise StoreError(
-            f"expected {path} to hold a {kind.__name__}, but {where}: {first['msg']}. "
-            "It was made by another version or damaged: restore or remake it"
-        ) from error
+def expected_files(manifest: Manifest) -> Iterator[str]:
+    """The names of all files that a cache of this spec and size has, but for the manifest."""
+    yield from ("zarr.json", "tokens/zarr.json", "held_out_tokens/zarr.json", HELD_OUT_PATH)
+    yield from (f"{hook}/zarr.json" for hook in manifest.spec.hooks)
+    for shard in range(manifest.num_shards):
+        yield shard_record_path(shard)
+        yield token_shard_path(shard)
+        yield from (row_shard_path(hook, shard) for hook in manifest.spec.hooks)
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Reads a cache's manifest and checks that every file it lists is there with its size.
+def _check_names(files: dict[str, FileRecord], expected: Iterator[str] | list[str]) -> None:
+    names = set(expected)
+    if missing := sorted(names - files.keys()):
+        raise ValueError(f"expected the file {missing[0]} to be listed, it is not")
+    if strangers := sorted(files.keys() - names):
+        raise ValueError(f"expected no file {strangers[0][:200]!r} to be listed")
+
+
+def _check_moments(manifest: Manifest) -> None:
+    if set(manifest.moments) != set(manifest.spec.hooks):
+        raise ValueError(f"expected moments of the hooks {', '.join(manifest.spec.hooks)}")
+    for hook, moments in manifest.moments.items():
+        got = (moments.num_rows, len(moments.mean), len(moments.mean_square))
+        if got != (manifest.num_rows, manifest.spec.model.d_model, manifest.spec.model.d_model):
+            raise ValueError(
+                f"expected moments of {manifest.num_rows} rows and {manifest.spec.model.d_model} channels for {hook}, "
+                f"got rows, means and mean squares {got}"
+            )
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Shards have an index at least, and, uncompressed, exactly the size of their chunks."""
+    spec = manifest.spec
+    index_nbytes = 16 * spec.chunks_per_shard + 4
+    for shard in range(manifest.num_shards):
+        num_rows = min(spec.rows_per_shard, manifest.num_rows - shard * spec.rows_per_shard)
+        chunk_nbytes = 2 * spec.rows_per_chunk * spec.model.d_model + 4
+        raw = -(-num_rows // spec.rows_per_chunk) * chunk_nbytes + index_nbytes
+        for name in (row_shard_path(hook, shard) for hook in spec.hooks):
+            nbytes = manifest.files[name].nbytes
+            if nbytes < index_nbytes or (spec.codec == "none" and nbytes != raw):
+                expected = f"{raw}" if spec.codec == "none" else f"at least {index_nbytes}"
+                raise ValueError(f"expected {expected} bytes for {name}, whose index is {index_nbytes}, got {nbytes}")
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """The manifest in the bytes of a file called `where`.
 
     Raises:
-        IncompleteCache: no folder, no manifest, or files missing.
-        MismatchedCache: another format version.
-        DamagedFile: a file of another size.
+        MismatchedCache: another format version, or another software's file.
+        StoreError: damaged, or inconsistent in itself.
     """
-    path = folder / MANIFEST_FILE
-    if not folder.is_dir():
-        raise IncompleteCache(
-            f"expected an activation cache in {folder}, found no such folder. Harvest or pull it first"
-        )
-    if not path.is_file():
-        raise IncompleteCache(
-            f"expected {path}, found none: the cache is not finished or only partly pulled. "
-            "Run `dvc repro harvest` to finish it, or `dvc pull` to fetch it"
-        )
-    value = read_json(path)
+    value = parse_json(data, where=where)
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
+        ours = isinstance(found, str) and re.fullmatch(r"activation-cache/\d{1,9}", found)
         raise MismatchedCache(
-            f"expected format {FORMAT!r} in {path}, got {found!r}. Use the version of this software that wrote it"
+            f"expected format {FORMAT!r} in {where}, got {str(found)[:100]!r}. "
+            + (
+                "Use the version of this software that wrote it, or harvest again"
+                if ours
+                else "It is another software's"
+            )
         )
-    return parse_record(Manifest, path)
+    return parse_sealed(Manifest, data, where=where)
+
+
+def load_manifest(folder: Path, *, expected: CacheSpec | None = None) -> Manifest:
+    """Reads a cache's manifest, which is then consistent in itself; what it lists may still be missing or damaged.
+
+    Args:
+        folder: of the cache.
+        expected: refuse a cache of another spec than this.
+
+    Raises:
+        IncompleteCache: no folder or no manifest: not finished, or pulled in part.
+        MismatchedCache: another format version, another software's folder, or another spec.
+        DamagedFile: other bytes than were written.
+        StoreError: inconsistent in itself.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise why_no_cache(folder)
+    manifest = parse_manifest(read_small(path), where=str(path))
+    if expected is not None:
+        check_spec(manifest.spec, expected, where=str(path))
+    return manifest
+
+
+def check_spec(found: CacheSpec, expected: CacheSpec, *, where: str) -> None:
+    """Raises MismatchedCache with the first setting in which two specs differ."""
+    difference = first_difference(plain(expected), plain(found))
+    if difference is not None:
+        name, wanted, got = difference
+        raise MismatchedCache(
+            f"expected {where} to have {name} {wanted!r}, got {got!r}: it was made from something else. "
+            "Harvest again, or use the settings that it was made with"
+        )
+
+
+def first_difference(expected: JsonValue, found: JsonValue, name: str = "") -> tuple[str, JsonValue, JsonValue] | None:
+    """(dotted name, expected, found) of the first place where two JSON values differ; None where they are equal."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in sorted(expected.keys() | found.keys()):
+            inner = f"{name}.{key}" if name else key
+            if difference := first_difference(expected.get(key), found.get(key), inner):
+                return difference
+        return None
+    return None if expected == found else (name, expected, found)

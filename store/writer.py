@@ -11,7 +11,7 @@ import zarr
 from numcodecs import zstd
 from numpy.typing import NDArray
 
-from store.atomic import TEMPORARY_SUFFIX, file_sha256, link_or_copy, write_bytes, write_json
+from store.atomic import TEMPORARY_SUFFIX, file_sha256, link_or_copy, write_bytes
 from store.codec import encode_chunk, zarr_codecs
 from store.errors import StoreError
 from store.layout import disk_order
@@ -25,11 +25,11 @@ from store.manifest import (
     ShardRecord,
     ShardSums,
     combine_moments,
-    parse_record,
     row_shard_path,
     shard_record_path,
     token_shard_path,
 )
+from store.sealed import read_sealed, write_sealed
 
 _ZSTD_LEVEL = 3  # of tokens
 
@@ -72,7 +72,7 @@ class CacheWriter:
         for shard in self.missing_shards():
             path = earlier.get(shard_record_path(shard))
             try:
-                record = parse_record(ShardRecord, path) if path is not None else None
+                record = read_sealed(ShardRecord, path) if path is not None else None
             except (StoreError, OSError):
                 continue
             if record is None or not self._fits(record, shard):
@@ -84,7 +84,7 @@ class CacheWriter:
                 continue
             for name, source in sources.items():
                 link_or_copy(source, self.folder / name)
-            write_json(self.folder / shard_record_path(shard), record)
+            write_sealed(self.folder / shard_record_path(shard), record)
             adopted.append(shard)
         return adopted
 
@@ -121,7 +121,7 @@ class CacheWriter:
         record = ShardRecord(
             spec_digest=self.spec.digest, shard=shard, num_sequences=num_sequences, files=files, sums=dict(sums)
         )
-        write_json(self.folder / shard_record_path(shard), record)
+        write_sealed(self.folder / shard_record_path(shard), record)
 
     def write_held_out(self, tokens: NDArray[np.uint32]) -> None:
         """Writes the evaluation's windows, (sequences, context_length)."""
@@ -159,7 +159,7 @@ class CacheWriter:
             moments={hook: combine_moments([record.sums[hook] for record in committed]) for hook in self.spec.hooks},
             files=files,
         )
-        write_json(self.folder / MANIFEST_FILE, manifest)
+        write_sealed(self.folder / MANIFEST_FILE, manifest)
         return manifest
 
     def _fits(self, record: ShardRecord, shard: int) -> bool:
@@ -174,7 +174,7 @@ class CacheWriter:
         if not path.is_file():
             return None
         try:
-            record = parse_record(ShardRecord, path)
+            record = read_sealed(ShardRecord, path)
         except StoreError:
             return None  # a damaged record is no commitment: the shard is made again
         whole = all(
