@@ -51,10 +51,10 @@ def run(
     check_model_fits(config, identity, max_positions=AutoConfig.from_pretrained(folder).max_position_embeddings)
     source = open_text(config.text)
     spec = cache_spec(config, identity=identity, lineage=source.lineage, compute_dtype=model.compute_dtype)
-    with exclusive_lock(scratch):
+    with exclusive_lock(scratch) as lease:
         kin = f"activations-{spec.digest[:16]}"
         own = scratch / f"{kin}-{config.num_sequences}-{config.num_held_out_sequences}"
-        writer = CacheWriter(own / "cache", spec, num_sequences=config.num_sequences)
+        writer = CacheWriter(own / "cache", spec, num_sequences=config.num_sequences, lease=lease)
         if reuse:
             _adopt_earlier(writer, output, interrupted=sorted(scratch.glob(f"{kin}-*/cache")))
         missing = writer.missing_shards()
@@ -68,6 +68,7 @@ def run(
             _harvest_shards(writer, missing, windows.training, spec=spec, folder=folder, device=device)
         writer.write_held_out(windows.held_out)
         manifest = writer.finish()
+        lease.check()
         replace_folder(own / "cache", output)
         for finished in scratch.glob(f"{kin}-*"):
             shutil.rmtree(finished)

@@ -19,3 +19,7 @@ class MismatchedCache(StoreError):
 
 class Busy(StoreError):
     """Another process is writing here."""
+
+
+class LostLease(StoreError):
+    """Another process took over the folder that this one was writing to."""

@@ -11,10 +11,11 @@ import zarr
 from numcodecs import zstd
 from numpy.typing import NDArray
 
-from store.atomic import TEMPORARY_SUFFIX, file_sha256, link_or_copy, write_bytes
+from store.atomic import clear_leftovers, file_sha256, link_or_copy, write_bytes
 from store.codec import encode_chunk, zarr_codecs
 from store.errors import StoreError
 from store.layout import disk_order
+from store.lease import Lease
 from store.manifest import (
     FORMAT,
     HELD_OUT_PATH,
@@ -41,18 +42,19 @@ class CacheWriter:
         folder: where the cache grows; earlier committed shards in it are kept if they fit.
         spec: what decides the bytes.
         num_sequences: training sequences of the finished cache.
+        lease: of a folder around it, checked before anything is committed.
     """
 
-    def __init__(self, folder: Path, spec: CacheSpec, *, num_sequences: int) -> None:
+    def __init__(self, folder: Path, spec: CacheSpec, *, num_sequences: int, lease: Lease | None = None) -> None:
         if num_sequences < 1:
             raise ValueError(f"expected at least one sequence to write, got {num_sequences}. Raise the number of rows")
         self.folder = folder
         self.spec = spec
+        self._lease = lease
         self.num_sequences = num_sequences
         self.num_shards = -(-num_sequences // spec.sequences_per_shard)
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
+        clear_leftovers(folder, token=lease.token if lease else "")
 
     def shard_sequences(self, shard: int) -> int:
         """Sequences in a shard; only the last one may be partial."""
@@ -121,6 +123,7 @@ class CacheWriter:
         record = ShardRecord(
             spec_digest=self.spec.digest, shard=shard, num_sequences=num_sequences, files=files, sums=dict(sums)
         )
+        self._check_lease()
         write_sealed(self.folder / shard_record_path(shard), record)
 
     def write_held_out(self, tokens: NDArray[np.uint32]) -> None:
@@ -138,6 +141,7 @@ class CacheWriter:
             raise StoreError(
                 f"expected all {self.num_shards} shards and {held_out}, some are missing. Write them first"
             )
+        self._check_lease()
         committed = [record for record in records if record is not None]
         self._create_metadata()
         files = {name: file for record in committed for name, file in record.files.items()}
@@ -159,8 +163,13 @@ class CacheWriter:
             moments={hook: combine_moments([record.sums[hook] for record in committed]) for hook in self.spec.hooks},
             files=files,
         )
+        self._check_lease()
         write_sealed(self.folder / MANIFEST_FILE, manifest)
         return manifest
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def _fits(self, record: ShardRecord, shard: int) -> bool:
         return (record.spec_digest, record.shard, record.num_sequences) == (
@@ -184,7 +193,7 @@ class CacheWriter:
         return record if whole and self._fits(record, shard) else None
 
     def _write(self, name: str, *parts: bytes) -> FileRecord:
-        write_bytes(self.folder / name, *parts)
+        write_bytes(self.folder / name, *parts, token=self._lease.token if self._lease else "")
         hasher = hashlib.sha256()
         for part in parts:
             hasher.update(part)
