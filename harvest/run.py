@@ -63,9 +63,9 @@ def run(
             print(f"harvest: {num_kept} of {writer.num_shards} shards are unchanged and reused", file=sys.stderr)
         num_missing = sum(map(writer.shard_sequences, missing))
         _check_free_space(own, spec, num_rows=num_missing * spec.rows_per_sequence)
-        windows = _packed_windows(own / "windows", source, config, folder=folder, identity=identity)
+        windows = packed_windows(own / "windows", source, config, folder=folder, identity=identity)
         if missing:
-            _harvest_shards(writer, missing, windows.training, spec=spec, folder=folder, device=device)
+            harvest_shards(writer, missing, windows.training, spec=spec, folder=folder, device=device)
         writer.write_held_out(windows.held_out)
         manifest = writer.finish()
         lease.check()
@@ -123,7 +123,7 @@ def _adopt_earlier(writer: CacheWriter, output: Path, *, interrupted: Sequence[P
         writer.adopt(earlier)
 
 
-def _packed_windows(
+def packed_windows(
     saved: Path, source: TextSource, config: HarvestConfig, *, folder: Path, identity: ModelIdentity
 ) -> Windows:
     """The token windows, from `saved` where an interrupted run left them: a large text is read once only."""
@@ -156,7 +156,7 @@ def _check_free_space(folder: Path, spec: CacheSpec, *, num_rows: int) -> None:
         )
 
 
-def _harvest_shards(
+def harvest_shards(
     writer: CacheWriter,
     shards: Sequence[int],
     training: NDArray[np.uint32],
