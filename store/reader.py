@@ -11,13 +11,14 @@ from typing import Self
 
 import google_crc32c
 import numpy as np
-import zarr
+from numcodecs import zstd
 from numpy.typing import NDArray
 
+from store.atomic import file_sha256
 from store.codec import CodecName, decode_chunk
 from store.errors import DamagedFile, IncompleteCache
 from store.layout import chunk_order, disk_order, pool_order
-from store.manifest import load_manifest, row_shard_path
+from store.manifest import HELD_OUT_PATH, load_manifest, row_shard_path, token_shard_path
 from store.record import Record
 
 MIB = 2**20
@@ -50,15 +51,43 @@ class ActivationCache:
                     f"expected {path} to have {record.nbytes} bytes, got {path.stat().st_size}. "
                     "Remove the file and run `dvc checkout`, or harvest again"
                 )
+            if name.endswith("zarr.json") and (got := file_sha256(path)) != record.sha256:
+                raise DamagedFile(
+                    f"expected {path} with SHA-256 {record.sha256}, got {got}. "
+                    "Remove the file and run `dvc checkout`, or harvest again"
+                )
 
     def tokens(self, sequences: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint32]:
         """Token windows of training sequences by number, BOS first: (len(sequences), context_length)."""
-        array = zarr.open_array(self.folder / "tokens", mode="r")
-        return np.asarray(array.get_orthogonal_selection((np.asarray(sequences, dtype=np.int64),)), dtype=np.uint32)
+        wanted = np.asarray(sequences, dtype=np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.manifest.num_sequences):
+            raise IndexError(
+                f"expected sequence numbers from 0 to {self.manifest.num_sequences - 1}, got {wanted.tolist()[:5]}"
+            )
+        out = np.empty((len(wanted), self.spec.context_length), dtype=np.uint32)
+        shards, inside = np.divmod(wanted, self.spec.sequences_per_shard)
+        for shard in np.unique(shards):
+            here = shards == shard
+            out[here] = self._token_chunk(token_shard_path(int(shard)), self.spec.sequences_per_shard)[inside[here]]
+        return out
 
     def held_out_tokens(self) -> NDArray[np.uint32]:
         """Token windows that training never sees, BOS first: (sequences, context_length)."""
-        return np.asarray(zarr.open_array(self.folder / "held_out_tokens", mode="r")[:], dtype=np.uint32)
+        return self._token_chunk(HELD_OUT_PATH, self.manifest.num_held_out_sequences)
+
+    def _token_chunk(self, name: str, num_sequences: int) -> NDArray[np.uint32]:
+        """One chunk of a token array: a zstd frame and its crc32c."""
+        path = self.folder / name
+        stored = np.fromfile(path, dtype=np.uint8)
+        if stored.nbytes < 4:
+            raise DamagedFile(f"expected a chunk with its checksum in {path}, got {stored.nbytes} bytes")
+        _check_crc32c(stored, str(path))
+        out = np.empty((num_sequences, self.spec.context_length), dtype="<u4")
+        try:
+            zstd.decompress(stored[:-4], out)
+        except RuntimeError as error:
+            raise DamagedFile(f"expected {out.nbytes} bytes of tokens in {path}, zstd says: {error}") from error
+        return out
 
     def locate(self, row: int) -> tuple[int, int]:
         """(sequence, position in it) of a row in sequence order; position 0 is BOS, which has no row."""

@@ -1,8 +1,9 @@
 """Writes an activation cache shard by shard. Every file appears whole or not at all, and the manifest comes last."""
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import google_crc32c
@@ -131,7 +132,8 @@ class CacheWriter:
         if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] != self.spec.context_length:
             raise ValueError(f"expected held-out tokens (1 or more, {self.spec.context_length}), got {tokens.shape}")
         self._write(HELD_OUT_PATH, *_token_chunk(tokens))
-        self._create_array(HELD_OUT_PATH, tokens.shape, tokens.shape)
+        with self._metadata():
+            self._create_array(HELD_OUT_PATH, tokens.shape, tokens.shape)
 
     def finish(self) -> Manifest:
         """Writes the metadata and, last, the manifest. All shards and the held-out windows must be there."""
@@ -143,7 +145,8 @@ class CacheWriter:
             )
         self._check_lease()
         committed = [record for record in records if record is not None]
-        self._create_metadata()
+        with self._metadata():
+            self._create_metadata()
         files = {name: file for record in committed for name, file in record.files.items()}
         arrays = ["", "tokens/", "held_out_tokens/", *(f"{hook}/" for hook in self.spec.hooks)]
         others = [f"{name}zarr.json" for name in arrays] + [HELD_OUT_PATH]
@@ -166,6 +169,18 @@ class CacheWriter:
         self._check_lease()
         write_sealed(self.folder / MANIFEST_FILE, manifest)
         return manifest
+
+    @contextlib.contextmanager
+    def _metadata(self) -> Iterator[None]:
+        """zarr's own errors while writing name no file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"could not write the zarr.json files below {self.folder}: {error.strerror}. "
+                "Free some space or choose another folder",
+            ) from error
 
     def _check_lease(self) -> None:
         if self._lease is not None:
