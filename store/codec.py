@@ -127,7 +127,7 @@ def decode_planes(chunk: Bytes, shape: tuple[int, int], out: Rows, slots: NDArra
         raise ValueError(f"expected at most {num_rows} slots inside an output of shape {out.shape}")
     shift_end = _HEADER.size + num_channels
     packed = chunk[shift_end : shift_end + packed_nbytes]
-    if _zstd_content_nbytes(packed) != num_values:
+    if zstd_content_nbytes(packed) != num_values:
         raise DamagedFile(f"expected a zstd frame of {num_values} bytes of content, got another size or no frame")
     exponents = np.empty((num_rows, num_channels), dtype=np.uint8)
     try:
@@ -138,7 +138,7 @@ def decode_planes(chunk: Bytes, shape: tuple[int, int], out: Rows, slots: NDArra
     _merge(exponents, rest, chunk[_HEADER.size : shift_end], out, slots)
 
 
-def _zstd_content_nbytes(frame: Bytes) -> int:
+def zstd_content_nbytes(frame: Bytes) -> int:
     """The content size that a zstd frame's header states (RFC 8878, 3.1.1.1), or -1, before anything is decoded."""
     head = frame[:18].tobytes()
     if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
@@ -191,10 +191,30 @@ class _Codec:
     decode: Callable[[Bytes, tuple[int, int], Rows, NDArray[np.int64]], None]
 
 
-def _general(codec: numcodecs.abc.Codec) -> Callable[[Bytes, tuple[int, int], Rows, NDArray[np.int64]], None]:
-    """Decoder of a general compressor over little-endian values."""
+def _blosc_content_nbytes(chunk: Bytes) -> int:
+    """The content size in a blosc header, or -1 unless it also states the chunk's own size.
+
+    numcodecs hands blosc no length to stay within: a header that states another one crashes the process.
+    """
+    nbytes, _blocksize, compressed_nbytes = (
+        struct.unpack("<III", chunk[4:16].tobytes()) if chunk.nbytes >= 16 else (0,) * 3
+    )
+    return int(nbytes) if compressed_nbytes == chunk.nbytes else -1
+
+
+def _general(
+    codec: numcodecs.abc.Codec, content_nbytes: Callable[[Bytes], int] | None = None
+) -> Callable[[Bytes, tuple[int, int], Rows, NDArray[np.int64]], None]:
+    """Decoder of a general compressor of little-endian values; `content_nbytes` reads what a header states."""
 
     def decode(chunk: Bytes, shape: tuple[int, int], out: Rows, slots: NDArray[np.int64]) -> None:
+        nbytes = 2 * shape[0] * shape[1]
+        if content_nbytes is not None and (stated := content_nbytes(chunk)) != nbytes:
+            raise DamagedFile(
+                f"expected a chunk of {codec.codec_id} with {nbytes} bytes of content, it states {stated}"
+            )
+        if nbytes == 0:
+            return  # the compressors encode nothing, but do not decode it
         try:
             raw = np.frombuffer(codec.decode(chunk), dtype=np.uint8)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -221,7 +241,7 @@ _CODECS: Mapping[str, _Codec] = {
         _LITTLE,
         ({"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}},),
         lambda rows: bytes(_ZSTD.encode(np.ascontiguousarray(rows, dtype="<u2"))),
-        _general(_ZSTD),
+        _general(_ZSTD, zstd_content_nbytes),
     ),
     "blosc": _Codec(
         _LITTLE,
@@ -232,7 +252,7 @@ _CODECS: Mapping[str, _Codec] = {
             },
         ),
         lambda rows: bytes(_BLOSC.encode(np.ascontiguousarray(rows, dtype="<u2"))),
-        _general(_BLOSC),
+        _general(_BLOSC, _blosc_content_nbytes),
     ),
     "pcodec": _Codec(
         {"name": "numcodecs.pcodec", "configuration": {"level": 8}},

@@ -86,6 +86,8 @@ def _files_of(cache: Path, md5: str) -> dict[str, Path]:
         return {}
     files = {}
     for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict):
+            continue
         name, content = str(entry.get("relpath")), str(entry.get("md5"))
         path = cache / "files" / "md5" / content[:2] / content[2:]
         if path.is_file():

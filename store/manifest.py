@@ -22,6 +22,9 @@ __all__ = ["parse_record"]
 MANIFEST_FILE = "manifest.json"
 FORMAT: Final = "activation-cache/2"
 
+MAX_CHUNK_NBYTES = 2**32
+"""Of a chunk's rows before compression: a reader sets aside as much."""
+
 Count = Annotated[int, Field(ge=0, le=2**48)]
 """Of rows, sequences or bytes: far above any cache, and far below what arithmetic on it could overflow."""
 Size = Annotated[int, Field(ge=1, le=2**40)]
@@ -203,6 +206,8 @@ class Manifest(Record):
             raise ValueError(f"expected every hook once, got {', '.join(spec.hooks)}")
         if spec.excluded_positions != ("bos",):
             raise ValueError(f"expected the excluded positions ('bos',), got {spec.excluded_positions}")
+        if (nbytes := 2 * spec.rows_per_chunk * spec.model.d_model) > MAX_CHUNK_NBYTES:
+            raise ValueError(f"expected chunks of at most {MAX_CHUNK_NBYTES} bytes, got {nbytes}")
         if self.num_rows != self.num_sequences * spec.rows_per_sequence:
             raise ValueError(
                 f"expected num_rows {self.num_sequences * spec.rows_per_sequence}, from {self.num_sequences} sequences "

@@ -15,7 +15,7 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 
 from store.atomic import file_sha256
-from store.codec import CodecName, decode_chunk
+from store.codec import CodecName, decode_chunk, zstd_content_nbytes
 from store.errors import DamagedFile, IncompleteCache
 from store.layout import chunk_order, disk_order, pool_order
 from store.manifest import HELD_OUT_PATH, load_manifest, row_shard_path, token_shard_path
@@ -82,11 +82,14 @@ class ActivationCache:
         if stored.nbytes < 4:
             raise DamagedFile(f"expected a chunk with its checksum in {path}, got {stored.nbytes} bytes")
         _check_crc32c(stored, str(path))
+        nbytes = 4 * num_sequences * self.spec.context_length
+        if zstd_content_nbytes(stored[:-4]) != nbytes:
+            raise DamagedFile(f"expected {nbytes} bytes of tokens in {path}, its zstd frame states another size")
         out = np.empty((num_sequences, self.spec.context_length), dtype="<u4")
         try:
             zstd.decompress(stored[:-4], out)
         except RuntimeError as error:
-            raise DamagedFile(f"expected {out.nbytes} bytes of tokens in {path}, zstd says: {error}") from error
+            raise DamagedFile(f"expected {nbytes} bytes of tokens in {path}, zstd says: {error}") from error
         return out
 
     def locate(self, row: int) -> tuple[int, int]:
