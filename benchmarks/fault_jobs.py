@@ -7,7 +7,6 @@ those that are to be killed, and answers with a JSON list of how they ended: {"e
 """
 
 import hashlib
-import inspect
 import json
 import os
 import resource
@@ -25,13 +24,13 @@ from harvest.moments import shard_sums
 from store.atomic import exclusive_lock
 from store.codec import CodecName, decode_chunk, encode_chunk
 from store.inspect import verify
+from store.layout import SPLITS
 from store.manifest import CacheSpec, ModelIdentity
 from store.reader import ActivationCache
 from store.writer import CacheWriter
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 NUM_HELD_OUT = 3
-HAS_PREAD = "mode" in inspect.signature(ActivationCache.__init__).parameters
 
 Inputs = dict[str, NDArray[Any]]
 Job = dict[str, Any]
@@ -68,41 +67,46 @@ def make_spec(inputs: Inputs, codec: CodecName) -> CacheSpec:
 
 def write_cache(folder: Path, inputs: Inputs, codec: CodecName) -> None:
     """Writes, or goes on writing, the cache `folder`/cache under the lease of `folder`."""
+    spec = make_spec(inputs, codec)
     num_sequences = len(inputs["tokens"]) - NUM_HELD_OUT
-    with exclusive_lock(folder) as lease:
-        spec = make_spec(inputs, codec)
-        writer = CacheWriter(folder / "cache", spec, num_sequences=num_sequences, lease=lease)
-        for shard in writer.missing_shards():
-            first = shard * spec.sequences_per_shard
-            last = first + writer.shard_sequences(shard)
-            per_sequence = spec.rows_per_sequence
-            rows = {hook: inputs[hook][first * per_sequence : last * per_sequence] for hook in HOOKS}
-            sums = {
-                hook: shard_sums(values, hook=hook, first_sequence=first, rows_per_sequence=per_sequence)
-                for hook, values in rows.items()
-            }
-            writer.write_shard(shard, tokens=inputs["tokens"][first:last], rows=rows, sums=sums)
-        writer.write_held_out(inputs["tokens"][num_sequences:])
+    with (
+        exclusive_lock(folder) as lease,
+        CacheWriter(
+            folder / "cache",
+            spec,
+            num_sequences=num_sequences,
+            num_held_out_sequences=NUM_HELD_OUT,
+            num_threads=1,
+            lease=lease,
+        ) as writer,
+    ):
+        for split in SPLITS:
+            for shard in writer.missing_shards(split):
+                start = shard * spec.sequences_per_shard + (num_sequences if split == "held_out" else 0)
+                end = start + writer.shard_sequences(shard, split)
+                per_sequence = spec.rows_per_sequence
+                rows = {hook: inputs[hook][start * per_sequence : end * per_sequence] for hook in HOOKS}
+                sums = {
+                    hook: shard_sums(values, hook=hook, first_sequence=start, rows_per_sequence=per_sequence)
+                    for hook, values in rows.items()
+                }
+                writer.submit_shard(shard, split=split, tokens=inputs["tokens"][start:end], rows=rows, sums=sums)
         writer.finish()
 
 
 def read_cache(cache: ActivationCache) -> str:
     """A digest of everything that the reader gives: tokens, rows by number, and an epoch of batches."""
     hasher = hashlib.sha256()
-    manifest = cache.manifest
-    hasher.update(cache.tokens(np.arange(manifest.num_sequences)).tobytes())
-    hasher.update(cache.held_out_tokens().tobytes())
-    for hook in HOOKS:
-        hasher.update(cache.rows(hook, np.arange(manifest.num_rows)).tobytes())
-        with cache.batches(hook, batch_rows=64, seed=0, num_epochs=1, pool_bytes=2**20, num_threads=1) as stream:
-            for batch in stream:
-                hasher.update(batch.tobytes())
+    for split in SPLITS:
+        hasher.update(cache.tokens(split=split).tobytes())
+        for hook in HOOKS:
+            numbers = np.arange(cache.manifest.split_rows(split))
+            hasher.update(cache.rows(hook, numbers, split=split, num_threads=1).tobytes())
+    with cache.aligned_batches(HOOKS, batch_rows=64, seed=0, num_epochs=1, pool_bytes=2**20, num_threads=1) as stream:
+        for batch in stream:
+            for rows in batch:
+                hasher.update(rows.tobytes())
     return hasher.hexdigest()
-
-
-def _open(folder: Path, mode: str) -> ActivationCache:
-    options: dict[str, Any] = {"mode": mode} if HAS_PREAD else {}
-    return ActivationCache(folder, **options)
 
 
 def _truncate(path: Path, num_bytes: int) -> None:
@@ -122,9 +126,9 @@ def run_job(job: Job, inputs: Inputs) -> Job:
         elif job["kind"] == "verify":
             return {"problems": verify(folder, full=True, num_threads=1)}
         elif job["kind"] == "read":
-            return {"digest": read_cache(_open(folder, job["mode"]))}
+            return {"digest": read_cache(ActivationCache(folder, mode=job["mode"]))}
         else:  # truncated while it is open
-            cache = _open(folder, "pread")
+            cache = ActivationCache(folder, mode="pread")
             _truncate(Path(job["path"]), job["num_bytes"])
             return {"digest": read_cache(cache)}
     except (ValueError, OSError) as error:

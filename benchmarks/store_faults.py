@@ -35,7 +35,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from fault_jobs import HAS_PREAD, HOOKS, NUM_HELD_OUT, Inputs, Job
+from fault_jobs import HOOKS, Inputs, Job
 
 from store.manifest import ShardRecord, load_manifest
 from store.reader import ActivationCache
@@ -126,11 +126,11 @@ def main() -> int:
 
 
 def _inputs(options: argparse.Namespace) -> Inputs:
-    """Tokens (sequences, context_length) and, by hook, the rows of those sequences but for the held-out ones."""
-    num_sequences, num_training = options.sequences, options.sequences - NUM_HELD_OUT
+    """Tokens (sequences, context_length) and, by hook, the rows of those sequences; the last ones will be held out."""
+    num_sequences = options.sequences
     if options.input:
         rows = np.load(options.input, allow_pickle=False)
-        num_rows = num_training * (options.context_length - 1)
+        num_rows = num_sequences * (options.context_length - 1)
         if rows.dtype != np.uint16 or rows.ndim != 2 or len(rows) < 2 * num_rows:
             raise ValueError(
                 f"expected at least {2 * num_rows} uint16 rows (rows, d_model) in {options.input}, got {rows.dtype} "
@@ -140,7 +140,7 @@ def _inputs(options: argparse.Namespace) -> Inputs:
         tokens = tokens.reshape(num_sequences, options.context_length)
         return {"tokens": tokens, HOOKS[0]: rows[:num_rows], HOOKS[1]: rows[num_rows : 2 * num_rows]}
     cache = ActivationCache(options.cache)
-    num_rows = num_training * cache.spec.rows_per_sequence
+    num_rows = num_sequences * cache.spec.rows_per_sequence
     first = cache.rows(cache.spec.hooks[0], np.arange(num_rows))
     begin = num_rows if len(cache.spec.hooks) == 1 else 0  # with one hook only, other sequences stand for the second
     second = cache.rows(cache.spec.hooks[-1], np.arange(begin, begin + num_rows))
@@ -153,7 +153,7 @@ def kind_of(name: str) -> str:
         return "manifest"
     if name.endswith("zarr.json"):
         return "zarr.json"
-    if name.startswith("shards/"):
+    if "shards/" in name:
         return "shard record"
     return "tokens" if "tokens/" in name else "rows"
 
@@ -174,7 +174,7 @@ def damage_files(workers: Workers, cache: Path, result: Result, rng: np.random.G
         path = cache / name
         data = path.read_bytes()
         where = _damage(path, data, fault, rng)
-        mode = "pread" if HAS_PREAD and trial % 2 else "mmap"
+        mode = "pread" if trial % 2 else "mmap"
         jobs: list[Job] = [
             {"kind": "verify", "folder": str(cache)},
             {"kind": "read", "folder": str(cache), "mode": mode},
@@ -182,7 +182,7 @@ def damage_files(workers: Workers, cache: Path, result: Result, rng: np.random.G
         found, read = workers.run(*jobs)
         _judge(result, f"{fault} {kind}", f"{fault} of {name} {where}, {mode}", path, found, read, whole["digest"])
         path.write_bytes(data)
-        if HAS_PREAD and fault == "truncate" and kind in ("rows", "tokens"):
+        if fault == "truncate" and kind in ("rows", "tokens"):
             cut = int(rng.integers(len(data)))
             job = {"kind": "shrink", "folder": str(cache), "path": str(path), "num_bytes": cut}
             (read,) = workers.run(job)
@@ -389,8 +389,7 @@ def _print(result: Result, options: argparse.Namespace, *, seconds: float) -> No
         print(f"{row:<34}{counts['trials']:>8}{counts['failures']:>10}   {others}")
     for failure in result.failures[:_MAX_SHOWN]:
         print(f"FAILURE {failure}")
-    pread = "" if HAS_PREAD else "; this reader has no pread mode, so nothing was truncated while open"
-    print(f"seed {options.seed}, {len(result.failures)} failures, {seconds:.0f} s{pread}")
+    print(f"seed {options.seed}, {len(result.failures)} failures, {seconds:.0f} s")
     if options.json:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
@@ -405,7 +404,6 @@ def _print(result: Result, options: argparse.Namespace, *, seconds: float) -> No
                     "failures": result.failures[:_MAX_SHOWN],
                     "num_failures": len(result.failures),
                     "seconds": round(seconds, 1),
-                    "pread": HAS_PREAD,
                     "machine": platform.machine(),
                     "num_cpus": os.cpu_count(),
                     "versions": {name: version(name) for name in ("numpy", "zarr", "numcodecs")},

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harvest.config import HarvestConfig
-from harvest.run import cache_spec, harvest_shards, packed_windows
+from harvest.run import MAX_PENDING_BYTES, cache_spec, harvest_shards, missing_shards, packed_windows
 from harvest.text import open_text
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, resolve
@@ -36,12 +36,18 @@ def remaker(
         )
         spec = cache_spec(wanted, identity=identity, lineage=source.lineage, compute_dtype=model.compute_dtype)
         check_spec(manifest.spec, spec, where=str(damaged))
-        writer = CacheWriter(target, spec, num_sequences=manifest.num_sequences, lease=lease)
-        writer.adopt(files_in(damaged))
-        windows = packed_windows(target.with_name("windows"), source, wanted, folder=folder, identity=identity)
-        if missing := writer.missing_shards():
-            harvest_shards(writer, missing, windows.training, spec=spec, folder=folder, device=device)
-        writer.write_held_out(windows.held_out)
-        writer.finish()
+        with CacheWriter(
+            target,
+            spec,
+            num_sequences=manifest.num_sequences,
+            num_held_out_sequences=manifest.num_held_out_sequences,
+            max_pending_bytes=MAX_PENDING_BYTES,
+            lease=lease,
+        ) as writer:
+            writer.adopt(files_in(damaged))
+            if missing := missing_shards(writer):
+                windows = packed_windows(target.with_name("windows"), source, wanted, folder=folder, identity=identity)
+                harvest_shards(writer, missing, windows, spec=spec, folder=folder, device=device)
+            writer.finish()
 
     return remake

@@ -1,10 +1,12 @@
 """Files that appear whole or not at all, and folders that are replaced by renames."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +31,42 @@ def clear_leftovers(folder: Path, *, token: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, *parts: bytes | memoryview, token: str = "") -> None:
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Writes the concatenated parts to a temporary neighbour, syncs it and renames it to `path`."""
+    write_parts(path, parts)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], *, token: str = "") -> tuple[int, str]:
+    """As `write_bytes`, part by part as they come: (bytes, SHA-256 in hex) of the file.
+
+    `token` names the writer's lease in the temporary's name. Whatever ends the writing, `path` is as it was before.
+    """
     temporary = temporary_neighbour(path, token=token)
+    hasher, nbytes = hashlib.sha256(), 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("wb", buffering=0) as file:
             for part in parts:
-                file.write(part)
-            file.flush()
+                hasher.update(part)
+                nbytes += _write_whole(file, part)
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno, f"could not write {path}: {error.strerror}. Free some space or choose another folder"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+    return nbytes, hasher.hexdigest()
+
+
+def _write_whole(file: io.FileIO, part: bytes | memoryview) -> int:
+    """Writes all of `part`: a system call may take less, on a disk that fills up or above 2 GiB."""
+    left = memoryview(part)
+    while left:
+        left = left[file.write(left) :]
+    return len(part)
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
@@ -60,11 +81,16 @@ def json_bytes(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON can hold
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """Parses a JSON file; a StoreError names the file when it is not one."""
+    return parse_json(path.read_bytes(), where=str(path))
+
+
+def parse_json(data: bytes, *, where: str) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Parses the JSON that was read from `where`; a StoreError names it when it is none."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         raise StoreError(
-            f"expected JSON in {path}, found something else ({error}). Restore or remake the file"
+            f"expected JSON in {where}, found something else ({error}). Restore or remake the file"
         ) from error
 
 

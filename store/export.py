@@ -11,6 +11,7 @@ from store.atomic import exclusive_lock, sync_folder
 from store.codec import CodecName, encode_chunk
 from store.errors import DamagedFile, StoreError
 from store.inspect import find_problems, hook_nbytes
+from store.layout import SPLITS, Numbers, Split
 from store.manifest import (
     MANIFEST_FILE,
     CacheSpec,
@@ -38,7 +39,7 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
         source: a complete cache.
         destination: a folder that does not exist yet, or is empty.
         codec: one of the store's.
-        num_threads: files checked at once.
+        num_threads: encoding at once, and files checked at once.
 
     Raises:
         StoreError: the source is damaged, the destination is something else, or there is too little space.
@@ -58,18 +59,16 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
     scratch = destination.with_name(f".{destination.name}.{cache.manifest.digest[:16]}-{codec}.partial")
     with exclusive_lock(scratch) as lease:
         folder = scratch / "cache"
-        writer = CacheWriter(folder, spec, num_sequences=cache.manifest.num_sequences, lease=lease)
-        missing = writer.missing_shards()
-        _check_free_space(cache, destination.parent, codec=codec, num_shards=len(missing))
-        with tqdm(
-            total=cache.manifest.num_rows * len(spec.hooks), unit="row", unit_scale=True, desc="export", leave=False
-        ) as progress:
-            for shard in range(writer.num_shards):
-                if shard in missing:
-                    _copy_shard(cache, writer, shard)
-                progress.update(writer.shard_sequences(shard) * spec.rows_per_sequence * len(spec.hooks))
-        writer.write_held_out(cache.held_out_tokens())
-        manifest = writer.finish().model_copy(update={"lineage": lineage})
+        with CacheWriter(
+            folder,
+            spec,
+            num_sequences=cache.manifest.num_sequences,
+            num_held_out_sequences=cache.manifest.num_held_out_sequences,
+            num_threads=num_threads,
+            lease=lease,
+        ) as writer:
+            _copy_missing(cache, writer, source=source, folder=destination.parent)
+            manifest = writer.finish().model_copy(update={"lineage": lineage})
         lease.check()
         write_sealed(folder / MANIFEST_FILE, manifest)
         _check_equal(cache, folder, num_threads=num_threads)
@@ -99,23 +98,33 @@ def _present(destination: Path, spec: CacheSpec, lineage: tuple[Origin, ...]) ->
     return manifest
 
 
-def _copy_shard(cache: ActivationCache, writer: CacheWriter, shard: int) -> None:
+def _copy_missing(cache: ActivationCache, writer: CacheWriter, *, source: Path, folder: Path) -> None:
     spec = cache.spec
-    first = shard * spec.sequences_per_shard
-    sequences = np.arange(first, first + writer.shard_sequences(shard))
-    rows = _shard_row_numbers(cache, shard)
-    record = read_sealed(ShardRecord, cache.folder / shard_record_path(shard))
-    writer.write_shard(
-        shard,
-        tokens=cache.tokens(sequences),
-        rows={hook: cache.rows(hook, rows) for hook in spec.hooks},
-        sums=record.sums,
-    )
+    missing = [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
+    num_shards = sum(map(writer.num_shards, SPLITS))
+    _check_free_space(cache, folder, codec=writer.spec.codec, share=len(missing) / num_shards)
+    num_rows = sum(cache.manifest.split_rows(split) for split in SPLITS)
+    num_missing = sum(writer.shard_sequences(shard, split) for split, shard in missing) * spec.rows_per_sequence
+    with tqdm(
+        total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="export", leave=False
+    ) as progress:
+        for split, shard in missing:
+            rows = _row_numbers(cache, split, shard)
+            record = read_sealed(ShardRecord, source / shard_record_path(shard, split))
+            writer.submit_shard(
+                shard,
+                split=split,
+                tokens=cache.tokens(np.unique(rows // spec.rows_per_sequence), split=split),
+                rows={hook: cache.rows(hook, rows, split=split) for hook in spec.hooks},
+                sums=record.sums,
+            )
+            progress.update(len(rows))
 
 
-def _shard_row_numbers(cache: ActivationCache, shard: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _row_numbers(cache: ActivationCache, split: Split, shard: int) -> Numbers:
+    """Of a shard's rows, in sequence order."""
     first = shard * cache.spec.rows_per_shard
-    return np.arange(first, min(first + cache.spec.rows_per_shard, cache.manifest.num_rows), dtype=np.int64)
+    return np.arange(first, min(first + cache.spec.rows_per_shard, cache.manifest.split_rows(split)), dtype=np.int64)
 
 
 def _check_equal(cache: ActivationCache, folder: Path, *, num_threads: int) -> None:
@@ -123,31 +132,33 @@ def _check_equal(cache: ActivationCache, folder: Path, *, num_threads: int) -> N
     written = ActivationCache(folder)
     if problems := find_problems(folder, written.manifest, full=True, num_threads=num_threads):
         raise DamagedFile("\n".join(problems.values()))
-    if not np.array_equal(written.held_out_tokens(), cache.held_out_tokens()):
-        raise DamagedFile(f"expected the held-out tokens of {cache.folder} in {folder}, got others. Export again")
-    for shard in range(cache.manifest.num_shards):
-        rows = _shard_row_numbers(cache, shard)
-        sequences = np.unique(rows // cache.spec.rows_per_sequence)
-        same = np.array_equal(written.tokens(sequences), cache.tokens(sequences)) and all(
-            np.array_equal(written.rows(hook, rows), cache.rows(hook, rows)) for hook in cache.spec.hooks
-        )
-        if not same:
-            raise DamagedFile(
-                f"expected the rows and tokens of shard {shard} of {cache.folder} in {folder}, got others. Export again"
+    for split in SPLITS:
+        for shard in range(cache.spec.num_shards(cache.manifest.split_sequences(split))):
+            rows = _row_numbers(cache, split, shard)
+            sequences = np.unique(rows // cache.spec.rows_per_sequence)
+            same = np.array_equal(written.tokens(sequences, split=split), cache.tokens(sequences, split=split)) and all(
+                np.array_equal(written.rows(hook, rows, split=split), cache.rows(hook, rows, split=split))
+                for hook in cache.spec.hooks
             )
+            if not same:
+                raise DamagedFile(
+                    f"expected the rows and tokens of {shard_record_path(shard, split)} of {cache.location} in "
+                    f"{folder}, got others. Export again"
+                )
 
 
-def _check_free_space(cache: ActivationCache, folder: Path, *, codec: CodecName, num_shards: int) -> None:
+def _check_free_space(cache: ActivationCache, folder: Path, *, codec: CodecName, share: float) -> None:
     """Refuses before anything is written; how well a codec does is told from the first chunk of each hook."""
-    if num_shards == 0:
+    if share == 0:
         return
     spec, manifest = cache.spec, cache.manifest
+    num_rows = sum(manifest.split_rows(split) for split in SPLITS)
     num_sample = min(spec.rows_per_chunk, manifest.num_rows)
     needed = sum(file.nbytes for file in manifest.files.values()) - sum(hook_nbytes(manifest, h) for h in spec.hooks)
     for hook in spec.hooks:
         sample = cache.rows(hook, np.arange(num_sample))
-        needed += int(_MARGIN * len(encode_chunk(codec, sample)) * manifest.num_rows / num_sample)
-    needed = needed * num_shards // manifest.num_shards
+        needed += int(_MARGIN * len(encode_chunk(codec, sample)) * num_rows / num_sample)
+    needed = int(needed * share)
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     if needed > free:

@@ -12,15 +12,18 @@ import numpy as np
 from tqdm import tqdm
 
 from store.errors import StoreError
+from store.layout import SPLITS, Split
 from store.manifest import (
     MANIFEST_FILE,
     FileRecord,
     Manifest,
     Moments,
     ShardRecord,
+    ShardSums,
     combine_moments,
     load_manifest,
     shard_record_path,
+    split_folder,
 )
 from store.record import plain
 from store.sealed import read_sealed
@@ -35,6 +38,7 @@ def summary(folder: Path) -> dict[str, Any]:
     manifest = load_manifest(folder)
     spec = manifest.spec
     num_tokens = manifest.num_sequences * spec.context_length
+    raw_nbytes = 2 * (manifest.num_rows + manifest.split_rows("held_out")) * spec.model.d_model
     return {
         "folder": str(folder),
         "format": manifest.format,
@@ -46,14 +50,15 @@ def summary(folder: Path) -> dict[str, Any]:
         "num_held_out_sequences": manifest.num_held_out_sequences,
         "num_held_out_tokens": manifest.num_held_out_sequences * spec.context_length,
         "num_rows": manifest.num_rows,
+        "num_held_out_rows": manifest.split_rows("held_out"),
         "num_shards": manifest.num_shards,
         "num_files": len(manifest.files) + 1,
         "nbytes": sum(file.nbytes for file in manifest.files.values()) + (folder / MANIFEST_FILE).stat().st_size,
         "hooks": {
             hook: {
                 "nbytes": hook_nbytes(manifest, hook),
-                "raw_nbytes": 2 * manifest.num_rows * spec.model.d_model,
-                "ratio": 2 * manifest.num_rows * spec.model.d_model / hook_nbytes(manifest, hook),
+                "raw_nbytes": raw_nbytes,
+                "ratio": raw_nbytes / hook_nbytes(manifest, hook),
                 **statistics(manifest.moments[hook]),
             }
             for hook in spec.hooks
@@ -101,12 +106,12 @@ def describe(folder: Path) -> str:
         f"  on disk          {known['nbytes'] / 1e6:,.1f} MB in {known['num_files']} files",
     ]
     for origin in manifest.lineage:
-        changed = f", shards {', '.join(map(str, origin.changed_shards))} changed" if origin.changed_shards else ""
+        changed = f", {', '.join(origin.changed_shards)} changed" if origin.changed_shards else ""
         lines.append(f"  {origin.kind:<16} from {origin.source_digest} ({origin.source_codec}){changed}")
     for hook, facts in known["hooks"].items():
         lines += [
-            f"  {hook}: {manifest.num_rows:,} rows, {facts['nbytes'] / 1e6:,.1f} MB, {facts['ratio']:.3f} times "
-            "smaller than raw bfloat16",
+            f"  {hook}: {manifest.num_rows:,} rows, {known['num_held_out_rows']:,} held out, "
+            f"{facts['nbytes'] / 1e6:,.1f} MB, {facts['ratio']:.3f} times smaller than raw bfloat16",
             f"    E||x||^2 = {facts['mean_squared_norm']:,.1f}, ||E x|| = {facts['norm_of_mean']:,.2f}, variance "
             f"{facts['total_variance']:,.1f}: {facts['variance_share_of_top_1']:.1%} of it in the top channel, "
             f"{facts['variance_share_of_top_10']:.1%} in the top 10, "
@@ -121,7 +126,8 @@ def _shortened(text: str, length: int = 300) -> str:
 
 def hook_nbytes(manifest: Manifest, hook: str) -> int:
     """Bytes that a hook's shards take on disk."""
-    return sum(file.nbytes for name, file in manifest.files.items() if name.startswith(f"{hook}/c/"))
+    folders = tuple(f"{split_folder(split)}{hook}/c/" for split in SPLITS)
+    return sum(file.nbytes for name, file in manifest.files.items() if name.startswith(folders))
 
 
 def verify(folder: Path, *, full: bool, num_threads: int) -> list[str]:
@@ -187,30 +193,36 @@ def _file_problem(path: Path, record: FileRecord, *, read: bool, advance: Callab
 
 def _record_problems(folder: Path, manifest: Manifest, *, skip: set[str]) -> dict[str, str]:
     """Shard records that are no records, or say something else than the manifest."""
-    problems, records = {}, []
-    for shard in range(manifest.num_shards):
-        name = shard_record_path(shard)
-        if name in skip:
-            continue
-        path = folder / name
-        try:
-            record = read_sealed(ShardRecord, path)
-        except StoreError as error:
-            problems[name] = f"{path}: {error}"
-            continue
-        records.append(record)
-        rows = {len(sums.sum) for sums in record.sums.values()} | {len(s.sum_of_squares) for s in record.sums.values()}
-        if (record.spec_digest, record.shard) != (manifest.spec.digest, shard) or rows != {manifest.spec.model.d_model}:
-            problems[name] = f"{path}: expected the record of shard {shard} of this cache, got another's"
-        elif any(manifest.files.get(file) != entry for file, entry in record.files.items()):
-            problems[name] = f"{path}: expected the files that the manifest lists, got others"
-    if not problems and len(records) == manifest.num_shards:
-        for hook, moments in manifest.moments.items():
-            if combine_moments([record.sums[hook] for record in records]) != moments:
-                problems[MANIFEST_FILE] = (
-                    f"{folder / MANIFEST_FILE}: expected the moments of {hook} to be those of its shards, got others"
-                )
+    problems: dict[str, str] = {}
+    for split in SPLITS:
+        sums: list[dict[str, ShardSums]] = []
+        for shard in range(manifest.spec.num_shards(manifest.split_sequences(split))):
+            name = shard_record_path(shard, split)
+            if name in skip:
+                continue
+            path = folder / name
+            try:
+                record = read_sealed(ShardRecord, path)
+            except StoreError as error:
+                problems[name] = f"{path}: {error}"
+                continue
+            sums.append(record.sums)
+            if not _belongs(record, manifest, shard, split):
+                problems[name] = f"{path}: expected the record of shard {shard} of this cache, got another's"
+        if split == "training" and len(sums) == manifest.num_shards and not problems:
+            for hook, moments in manifest.moments.items():
+                if combine_moments([each[hook] for each in sums]) != moments:
+                    path = folder / MANIFEST_FILE
+                    problems[MANIFEST_FILE] = f"{path}: expected the moments of {hook} to be those of its shards"
     return problems
+
+
+def _belongs(record: ShardRecord, manifest: Manifest, shard: int, split: Split) -> bool:
+    """Whether a record is that of this shard of this cache, and lists the files that the manifest does."""
+    widths = {len(sums.sum) for sums in record.sums.values()} | {len(s.sum_of_squares) for s in record.sums.values()}
+    named = (record.spec_digest, record.split, record.shard) == (manifest.spec.digest, split, shard)
+    listed = all(manifest.files.get(file) == entry for file, entry in record.files.items())
+    return named and listed and widths == {manifest.spec.model.d_model}
 
 
 def strangers(folder: Path, manifest: Manifest) -> Iterator[Path]:

@@ -11,17 +11,19 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from store.atomic import parse_json
 from store.codec import CodecName
-from store.errors import MismatchedCache
+from store.errors import IncompleteCache, MismatchedCache
+from store.files import Files, LocalFiles
 from store.foreign import why_no_cache
+from store.layout import SPLITS, Split
 from store.record import Record, digest, plain
-from store.sealed import parse_json, parse_record, parse_sealed, read_small
+from store.sealed import check_small, parse_record, parse_sealed
 
 __all__ = ["parse_record"]
 
 MANIFEST_FILE = "manifest.json"
 FORMAT: Final = "activation-cache/2"
-
 MAX_CHUNK_NBYTES = 2**32
 """Of a chunk's rows before compression: a reader sets aside as much."""
 
@@ -39,7 +41,7 @@ def check_hook_name(hook: str) -> str:
 
 
 HookName = Annotated[str, AfterValidator(check_hook_name)]
-RESERVED_NAMES = ("tokens", "held_out_tokens", "shards")
+RESERVED_NAMES = ("tokens", "shards", "held_out")
 
 
 class ModelIdentity(Record):
@@ -108,6 +110,10 @@ class CacheSpec(Record):
     def rows_per_shard(self) -> int:
         return self.sequences_per_shard * self.rows_per_sequence
 
+    def num_shards(self, num_sequences: int) -> int:
+        """Shards that so many sequences take."""
+        return -(-num_sequences // self.sequences_per_shard)
+
 
 class ShardSums(Record):
     """Exact float64 sums over the stored (bfloat16) rows of one hook in one shard."""
@@ -156,6 +162,7 @@ class ShardRecord(Record):
     """One committed shard: its files in every array. Written after them, so its existence means that they are whole."""
 
     spec_digest: Sha256
+    split: Split
     shard: Count
     num_sequences: Size
     files: dict[str, FileRecord]
@@ -165,9 +172,8 @@ class ShardRecord(Record):
 
     @model_validator(mode="after")
     def check_files(self) -> Self:
-        _check_names(
-            self.files, [token_shard_path(self.shard), *(row_shard_path(hook, self.shard) for hook in self.sums)]
-        )
+        rows = (row_shard_path(hook, self.shard, self.split) for hook in self.sums)
+        _check_names(self.files, [token_shard_path(self.shard, self.split), *rows])
         return self
 
 
@@ -179,8 +185,8 @@ class Origin(Record):
     source_digest: Sha256
     """Of the manifest of the cache before."""
     source_codec: CodecName
-    changed_shards: tuple[Count, ...]
-    """Whose rows or tokens are others than in that cache."""
+    changed_shards: tuple[Annotated[str, Field(pattern=r"^(held_out/)?shards/[0-9]{5,9}\.json$")], ...]
+    """The records of shards whose rows are others than in that cache."""
 
 
 class Manifest(Record):
@@ -190,10 +196,11 @@ class Manifest(Record):
     spec: CacheSpec
     num_sequences: Size
     num_rows: Size
-    """Rows per hook."""
+    """Training rows per hook."""
     num_held_out_sequences: Size
+    """Sequences of documents that training never sees."""
     moments: dict[str, Moments]
-    """By hook."""
+    """Of the training rows, by hook."""
     files: dict[str, FileRecord]
     """Every other file, by path relative to the cache."""
     lineage: tuple[Origin, ...] = ()
@@ -214,10 +221,11 @@ class Manifest(Record):
                 f"of {spec.rows_per_sequence} rows, got {self.num_rows}"
             )
         # Counted before any name is made: a number that was tampered with must cost nothing.
-        if len(self.files) != (expected := self.num_shards * (len(spec.hooks) + 2) + len(spec.hooks) + 4):
+        num_shards = sum(spec.num_shards(self.split_sequences(split)) for split in SPLITS)
+        expected = num_shards * (len(spec.hooks) + 2) + len(SPLITS) * (len(spec.hooks) + 2)
+        if len(self.files) != expected:
             raise ValueError(
-                f"expected {expected} files for {self.num_shards} shards and {len(spec.hooks)} hooks, "
-                f"got {len(self.files)}"
+                f"expected {expected} files for {num_shards} shards and {len(spec.hooks)} hooks, got {len(self.files)}"
             )
         _check_names(self.files, expected_files(self))
         _check_moments(self)
@@ -229,34 +237,47 @@ class Manifest(Record):
         """Identity of the data, SHA-256 (hex): what a trained SAE records."""
         return digest(self)
 
+    def split_sequences(self, split: Split) -> int:
+        """Sequences of a split."""
+        return self.num_sequences if split == "training" else self.num_held_out_sequences
+
+    def split_rows(self, split: Split) -> int:
+        """Rows of a split, per hook."""
+        return self.split_sequences(split) * self.spec.rows_per_sequence
+
     @property
     def num_shards(self) -> int:
-        return -(-self.num_sequences // self.spec.sequences_per_shard)
+        """Shards of the training rows."""
+        return self.spec.num_shards(self.num_sequences)
 
 
-def shard_record_path(shard: int) -> str:
-    return f"shards/{shard:05d}.json"
+def split_folder(split: Split) -> str:
+    """Where a split's arrays are, inside the cache."""
+    return "" if split == "training" else "held_out/"
 
 
-def token_shard_path(shard: int) -> str:
-    return f"tokens/c/{shard}/0"
+def shard_record_path(shard: int, split: Split = "training") -> str:
+    return f"{split_folder(split)}shards/{shard:05d}.json"
 
 
-def row_shard_path(hook: str, shard: int) -> str:
-    return f"{hook}/c/{shard}/0"
+def token_shard_path(shard: int, split: Split = "training") -> str:
+    return f"{split_folder(split)}tokens/c/{shard}/0"
 
 
-HELD_OUT_PATH = "held_out_tokens/c/0/0"
+def row_shard_path(hook: str, shard: int, split: Split = "training") -> str:
+    return f"{split_folder(split)}{hook}/c/{shard}/0"
 
 
 def expected_files(manifest: Manifest) -> Iterator[str]:
     """The names of all files that a cache of this spec and size has, but for the manifest."""
-    yield from ("zarr.json", "tokens/zarr.json", "held_out_tokens/zarr.json", HELD_OUT_PATH)
-    yield from (f"{hook}/zarr.json" for hook in manifest.spec.hooks)
-    for shard in range(manifest.num_shards):
-        yield shard_record_path(shard)
-        yield token_shard_path(shard)
-        yield from (row_shard_path(hook, shard) for hook in manifest.spec.hooks)
+    hooks = manifest.spec.hooks
+    for split in SPLITS:
+        arrays = ("", "tokens/", *(f"{hook}/" for hook in hooks))
+        yield from (f"{split_folder(split)}{array}zarr.json" for array in arrays)
+        for shard in range(manifest.spec.num_shards(manifest.split_sequences(split))):
+            yield shard_record_path(shard, split)
+            yield token_shard_path(shard, split)
+            yield from (row_shard_path(hook, shard, split) for hook in hooks)
 
 
 def _check_names(files: dict[str, FileRecord], expected: Iterator[str] | list[str]) -> None:
@@ -283,15 +304,17 @@ def _check_sizes(manifest: Manifest) -> None:
     """Shards have an index at least, and, uncompressed, exactly the size of their chunks."""
     spec = manifest.spec
     index_nbytes = 16 * spec.chunks_per_shard + 4
-    for shard in range(manifest.num_shards):
-        num_rows = min(spec.rows_per_shard, manifest.num_rows - shard * spec.rows_per_shard)
-        chunk_nbytes = 2 * spec.rows_per_chunk * spec.model.d_model + 4
-        raw = -(-num_rows // spec.rows_per_chunk) * chunk_nbytes + index_nbytes
-        for name in (row_shard_path(hook, shard) for hook in spec.hooks):
-            nbytes = manifest.files[name].nbytes
-            if nbytes < index_nbytes or (spec.codec == "none" and nbytes != raw):
-                expected = f"{raw}" if spec.codec == "none" else f"at least {index_nbytes}"
-                raise ValueError(f"expected {expected} bytes for {name}, whose index is {index_nbytes}, got {nbytes}")
+    chunk_nbytes = 2 * spec.rows_per_chunk * spec.model.d_model + 4
+    for split in SPLITS:
+        num_rows = manifest.split_rows(split)
+        for shard in range(spec.num_shards(manifest.split_sequences(split))):
+            rows_here = min(spec.rows_per_shard, num_rows - shard * spec.rows_per_shard)
+            raw = -(-rows_here // spec.rows_per_chunk) * chunk_nbytes + index_nbytes
+            for name in (row_shard_path(hook, shard, split) for hook in spec.hooks):
+                nbytes = manifest.files[name].nbytes
+                if nbytes < index_nbytes or (spec.codec == "none" and nbytes != raw):
+                    expected = f"{raw}" if spec.codec == "none" else f"at least {index_nbytes}"
+                    raise ValueError(f"expected {expected} bytes for {name}, got {nbytes}")
 
 
 def parse_manifest(data: bytes, *, where: str) -> Manifest:
@@ -316,11 +339,11 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     return parse_sealed(Manifest, data, where=where)
 
 
-def load_manifest(folder: Path, *, expected: CacheSpec | None = None) -> Manifest:
+def load_manifest(location: Path | Files, *, expected: CacheSpec | None = None) -> Manifest:
     """Reads a cache's manifest, which is then consistent in itself; what it lists may still be missing or damaged.
 
     Args:
-        folder: of the cache.
+        location: of the cache.
         expected: refuse a cache of another spec than this.
 
     Raises:
@@ -329,12 +352,19 @@ def load_manifest(folder: Path, *, expected: CacheSpec | None = None) -> Manifes
         DamagedFile: other bytes than were written.
         StoreError: inconsistent in itself.
     """
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise why_no_cache(folder)
-    manifest = parse_manifest(read_small(path), where=str(path))
+    files = LocalFiles(location) if isinstance(location, Path) else location
+    where = f"{files.location.rstrip('/')}/{MANIFEST_FILE}"
+    nbytes = files.size(MANIFEST_FILE)
+    if nbytes is None:
+        if isinstance(files, LocalFiles):
+            raise why_no_cache(files.folder)
+        raise IncompleteCache(
+            f"expected {where}, found none: no cache, or one that is not uploaded whole. Correct the URL, or upload it"
+        )
+    check_small(nbytes, where=where)
+    manifest = parse_manifest(files.read(MANIFEST_FILE), where=where)
     if expected is not None:
-        check_spec(manifest.spec, expected, where=str(path))
+        check_spec(manifest.spec, expected, where=where)
     return manifest
 
 

@@ -11,7 +11,7 @@ from store.earlier import FetchFile, earlier_outputs, remote_files
 from store.errors import DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.inspect import find_problems, strangers
 from store.lease import Lease
-from store.manifest import MANIFEST_FILE, Manifest, Origin, load_manifest, parse_manifest, shard_record_path
+from store.manifest import MANIFEST_FILE, Manifest, Origin, load_manifest, parse_manifest
 from store.sealed import write_sealed
 
 Remake = Callable[[Manifest, Path, Lease], None]
@@ -172,7 +172,7 @@ def _take_remade(
             done.remade.append(name)
     if not different:
         return
-    if any("tokens" in name for name in different):
+    if any("tokens/" in name for name in different):
         raise MismatchedCache(
             f"expected the text to give the recorded tokens again, got others for {_listing(folder, different)}. "
             "The text or the tokenizer changed: harvest anew instead of repairing"
@@ -184,7 +184,7 @@ def _take_remade(
             "those that results were trained on. Repair on the machine that harvested, fetch a copy, or run this again "
             "with --accept-different-bytes, which gives the cache another digest and a lineage that says so"
         )
-    changed = [shard for shard in range(new.num_shards) if _differs(manifest, new, shard)]
+    changed = [name for name in sorted(new.files) if "shards/" in name and new.files[name] != manifest.files[name]]
     origin = Origin(
         kind="repaired",
         source_digest=manifest.digest,
@@ -194,11 +194,6 @@ def _take_remade(
     write_sealed(made / MANIFEST_FILE, new.model_copy(update={"lineage": (*manifest.lineage, origin)}))
     replace_folder(made, folder)
     done.changed = different
-
-
-def _differs(manifest: Manifest, new: Manifest, shard: int) -> bool:
-    name = shard_record_path(shard)  # it holds the digests of all files of the shard
-    return manifest.files[name] != new.files[name]
 
 
 def _listing(folder: Path, names: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
-from store.atomic import json_bytes, write_bytes
+from store.atomic import json_bytes, parse_json, write_bytes
 from store.errors import DamagedFile, StoreError
 from store.record import Record, digest, plain
 
@@ -76,22 +76,15 @@ def parse_record(kind: type[RecordKind], path: Path) -> RecordKind:
 
 
 def read_small(path: Path) -> bytes:
-    """The bytes of a file that holds a record; a larger one than any record is refused before it is read."""
-    with path.open("rb") as file:
-        data = file.read(MAX_NBYTES + 1)
-    if len(data) > MAX_NBYTES:
-        raise StoreError(f"expected at most {MAX_NBYTES} bytes of JSON in {path}, got more. Restore or remake the file")
-    return data
+    """The bytes of a file that holds a record."""
+    check_small(path.stat().st_size, where=str(path))
+    return path.read_bytes()
 
 
-def parse_json(data: bytes, *, where: str) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """Parses JSON; a StoreError names its place when it is none."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
-        raise StoreError(
-            f"expected JSON in {where}, found something else ({error}). Restore or remake the file"
-        ) from error
+def check_small(nbytes: int, *, where: str) -> None:
+    """Refuses a file that is larger than any record before it is read."""
+    if nbytes > MAX_NBYTES:
+        raise StoreError(f"expected at most {MAX_NBYTES} bytes of JSON in {where}, got {nbytes}. Restore the file")
 
 
 def _validate(kind: type[RecordKind], value: object, where: str) -> RecordKind:

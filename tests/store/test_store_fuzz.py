@@ -17,11 +17,12 @@ from hypothesis.extra import numpy as arrays
 
 from store.codec import CodecName, decode_chunk, encode_chunk
 from store.errors import StoreError
+from store.files import LocalFiles, Mode
 from store.lease import read_lease
-from store.manifest import Manifest, ShardRecord, parse_manifest
-from store.reader import _ShardFile
+from store.manifest import FileRecord, Manifest, ShardRecord, parse_manifest
 from store.record import digest
 from store.sealed import parse_sealed, seal
+from store.shard import ShardFile
 from tests.store.cache_fixture import D_MODEL, HOOKS, rows_of
 
 CODECS = get_args(CodecName)
@@ -187,6 +188,7 @@ def test_shards_of_any_bytes_and_any_index_are_refused_or_decode_to_their_shape(
     numbers = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 2 * len(valid)), st.just(2**64 - 1))
     index = np.asarray(data.draw(st.lists(numbers, min_size=6, max_size=6)), dtype="<u8").tobytes()
     shard = data.draw(st.sampled_from(["bytes", "mutated", "index"]))
+    mode: Mode = data.draw(st.sampled_from(["mmap", "pread"]))
     if shard == "index":  # by somebody who knows about checksums
         content = valid[:-52] + index + google_crc32c.value(index).to_bytes(4, "little")
     else:
@@ -197,7 +199,10 @@ def test_shards_of_any_bytes_and_any_index_are_refused_or_decode_to_their_shape(
     with little_memory():
         for chunk in range(3):
             with refusal_naming(str(path)):
-                file = _ShardFile(path, codec="bf16_planes_v1", chunk_shape=(32, D_MODEL), num_chunks=3)
+                file = ShardFile(
+                    LocalFiles(tmp_path, mode=mode), "shard", FileRecord(nbytes=len(content), sha256="0" * 64),
+                    codec="bf16_planes_v1", chunk_shape=(32, D_MODEL), num_chunks=3,
+                )  # fmt: skip
                 file.decode(chunk, out, np.arange(32))
 
 

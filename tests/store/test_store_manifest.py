@@ -83,8 +83,8 @@ def test_a_record_is_accepted_in_one_spelling_only(make_cache: MakeCache, respel
         (put("num_held_out_sequences", value="5"), r"num_held_out_sequences"),
         (put("spec", "context_length", value=1), r"spec.context_length: Input should be greater than"),
         (put("spec", "chunks_per_shard", value=0), r"spec.chunks_per_shard: Input should be greater than"),
-        (put("spec", "sequences_per_chunk", value=1), r"expected 62 files for 14 shards and 2 hooks, got 22"),
-        (put("spec", "chunks_per_shard", value=10), r"expected 14 files for 2 shards and 2 hooks, got 22"),
+        (put("spec", "sequences_per_chunk", value=1), r"expected 84 files for 19 shards and 2 hooks, got 32"),
+        (put("spec", "chunks_per_shard", value=10), r"expected 20 files for 3 shards and 2 hooks, got 32"),
         (put("spec", "excluded_positions", value=[]), r"expected the excluded positions \('bos',\)"),
         (put("spec", "hooks", value=["../../etc"]), r"spec.hooks.0: expected a hook such as .* got '../../etc'"),
         (put("spec", "hooks", value=["tokens"]), r"expected a hook such as .* got 'tokens'"),
@@ -96,7 +96,7 @@ def test_a_record_is_accepted_in_one_spelling_only(make_cache: MakeCache, respel
         (put("files", SHARD, "sha256", value="A" * 64), r"sha256: String should match pattern"),
         (lambda m: rename(m, "../outside"), r"expected the file blocks.1.hook_resid_post/c/0/0 to be listed"),
         (lambda m: rename(m, "/etc/passwd"), r"expected the file blocks.1.hook_resid_post/c/0/0 to be listed"),
-        (lambda m: m["files"].update(extra={"nbytes": 1, "sha256": "0" * 64}), r"expected 22 files .*, got 23"),
+        (lambda m: m["files"].update(extra={"nbytes": 1, "sha256": "0" * 64}), r"expected 32 files .*, got 33"),
         (lambda m: m["moments"].pop(HOOKS[1]), r"expected moments of the hooks blocks.1.*, blocks.2"),
         (lambda m: m["moments"][HOOKS[0]]["mean"].pop(), r"expected moments of 328 rows and 48 channels for blocks.1"),
         (put("moments", HOOKS[0], "mean_squared_norm", value=1.0), r"to be the sum of mean_square, got 1.0"),
@@ -128,7 +128,7 @@ def test_huge_counts_cost_nothing(make_cache: MakeCache) -> None:
         manifest["num_sequences"], manifest["num_rows"] = 2**36, 8 * 2**36  # 6 thousand million shards
 
     path.write_bytes(resealed(path.read_bytes(), enlarge))
-    with pytest.raises(StoreError, match="expected 22906492254 files for 5726623062 shards and 2 hooks, got 22"):
+    with pytest.raises(StoreError, match="expected 22906492264 files for 5726623064 shards and 2 hooks, got 32"):
         load_manifest(path.parent)
 
 
