@@ -92,7 +92,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=1000, help="damaged files: flips, truncations and deletions")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--full-disks", type=int, default=40, help="amounts of free space")
+    parser.add_argument(
+        "--full-disks", type=int, default=30, help="random amounts of free space, after 40 near nothing and near enough"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codec", default="bf16_planes_v1")
     parser.add_argument("--sequences", type=int, default=36)
@@ -303,8 +305,8 @@ def fill_disks(
     with small_disk(folder / "disk") as mounted:
         disk = folder / "disk"
         used = _used_pages(workers, disk, codec) if mounted else 0
-        near_end = list(range(1, 31))
-        amounts = [used - n for n in near_end] + [int(n) for n in rng.integers(2, max(3, used), num_trials)]
+        amounts = [*range(1, 11), *(used - n for n in range(1, 31))]  # where the small files are
+        amounts += [int(n) for n in rng.integers(2, max(3, used), num_trials)]
         sizes = sorted({len(data) for data in expected.values()})
         limits: list[int] = amounts if mounted else [size - 1 for size in sizes]
         for amount in limits:

@@ -61,7 +61,8 @@ def _cache_folder() -> Path | None:
 
 
 def _recorded_versions(output: str, cache: Path) -> Iterator[str]:
-    """Directory digests of `output`, from dvc.lock, then from the run-cache, newest first."""
+    """Directory digests of `output`, from its .dvc file or dvc.lock, then from the run-cache, newest first."""
+    yield from _digests(_load_yaml(Path(f"{output}.dvc")), Path(output).name)
     lock = _load_yaml(Path("dvc.lock"))
     stages = lock.get("stages")
     for stage in stages.values() if isinstance(stages, dict) else ():
