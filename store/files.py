@@ -67,9 +67,10 @@ class Files(Protocol):
         ...
 
     def forget(self, name: str, offset: int) -> bool:
-        """Drops the local copies of ranges that begin at `offset` and were read through this object.
+        """Drops the local copies of ranges of a file that begin at `offset`.
 
-        True when there was one, so that reading again asks the remote. The reader does so once when a checksum fails.
+        True when reading again asks a remote and so may give other bytes; the reader tries that once when a checksum
+        fails. False for a folder, whose bytes are what they are.
         """
         ...
 
@@ -189,7 +190,7 @@ class _Descriptor:
         done = 0
         while done < nbytes:
             try:
-                got = os.preadv(self._file.fileno(), [memoryview(out)[done:]], offset + done)
+                got = os.preadv(self._file.fileno(), [out.data[done:]], offset + done)
             except OSError as error:
                 raise _unreadable(self._path, error) from error
             if got == 0:
