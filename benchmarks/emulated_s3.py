@@ -57,6 +57,7 @@ class ObjectServer(ThreadingHTTPServer):
         self.latency_ms = latency_ms
         self.fault = fault
         self.requests: list[Request] = []
+        self.ranges = True
 
     @property
     def endpoint(self) -> str:
@@ -103,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "NoSuchKey", with_body=with_body)
             return
         total = path.stat().st_size
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "") if self._objects.ranges else "")
         start, end = (int(asked[1]), min(int(asked[2] or total), total - 1) + 1) if asked else (0, total)
         request = Request(name, start, end)
         self._objects.requests.append(request)

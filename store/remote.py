@@ -5,6 +5,7 @@ it. Credentials and endpoints come from the drivers' usual places (AWS_PROFILE, 
 configuration) and from nowhere else.
 """
 
+import asyncio
 import functools
 import inspect
 import os
@@ -41,7 +42,7 @@ BACKOFF_SECONDS: Final = 0.25
 
 
 class RemoteFiles:
-    """A cache at a URL. Safe to use from several threads, and after a fork.
+    """A cache at a URL. Safe to use from several threads, and after a fork (but for ssh).
 
     Args:
         url: of the cache's folder, without credentials: s3://bucket/folder, gs://, https://, ssh://user@host/folder.
@@ -120,6 +121,8 @@ class RemoteFiles:
                 options[key] = {**value, **theirs}
             elif theirs is None:
                 options[key] = value
+        if issubclass(driver, AsyncFileSystem) and self.protocol not in ("ssh", "sftp"):  # sshfs takes no loop
+            options["loop"] = _loop(os.getpid())
         make = functools.partial(driver, **options, skip_instance_cache=True)
         filesystem = self._retrying("", make)
         if hasattr(filesystem, "retries"):
@@ -202,6 +205,14 @@ def checked_url(url: str) -> str:
             "protocols. Give credentials through the environment (AWS_PROFILE, FSSPEC_..., an ssh agent)"
         )
     return url.rstrip("/")
+
+
+@functools.cache
+def _loop(_process_id: int) -> asyncio.AbstractEventLoop:
+    """The event loop on which this process's connections run. fsspec's own one is dead in a forked process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="remote files", daemon=True).start()
+    return loop
 
 
 def _reads_ranges(filesystem: AsyncFileSystem) -> bool:

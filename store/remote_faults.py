@@ -136,9 +136,10 @@ def _http_status(error: BaseException) -> int | None:
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return status if isinstance(status, int) else None
-    for attribute in ("status", "code"):  # aiohttp, gcsfs; asyncssh's small codes are no HTTP statuses
-        status = getattr(error, attribute, None)
-        if isinstance(status, (int, str)) and str(status).isdigit() and 400 <= int(status) < 600:
+    named = {"ClientResponseError": "status", "HttpError": "code"}  # aiohttp, gcsfs; other codes are no HTTP statuses
+    for kind in type(error).__mro__:
+        status = getattr(error, named[kind.__name__], None) if kind.__name__ in named else None
+        if isinstance(status, (int, str)) and str(status).isdigit():
             return int(status)
     return None
 
