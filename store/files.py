@@ -223,7 +223,7 @@ def sha256_of(files: Files, name: str, nbytes: int) -> str:
     """SHA-256 (hex) of a file read in pieces; DamagedFile when it has not `nbytes` bytes. Keeps nothing locally."""
     reader, digest = files.open_range(name, nbytes), hashlib.sha256()
     for offset in range(0, nbytes, _PIECE_NBYTES):
-        digest.update(reader.read(offset, min(_PIECE_NBYTES, nbytes - offset)))
+        digest.update(reader.read(offset, min(_PIECE_NBYTES, nbytes - offset)).data)
     return digest.hexdigest()
 
 
