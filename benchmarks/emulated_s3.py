@@ -58,6 +58,7 @@ class ObjectServer(ThreadingHTTPServer):
         self.fault = fault
         self.requests: list[Request] = []
         self.ranges = True
+        self.listing = True
 
     @property
     def endpoint(self) -> str:
@@ -92,6 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
         if bucket != BUCKET:
             self._error(404, "NoSuchBucket")
         elif "list-type" in query:
+            if not self._objects.listing:
+                self._error(403, "AccessDenied")
+                return
             self._list(query.get("prefix", [""])[0])
         else:
             self._object(key, with_body=with_body)

@@ -40,6 +40,8 @@ PATIENCE_SECONDS: Final = 30.0
 BACKOFF_SECONDS: Final = 0.25
 """The longest pause after the first try, doubled after each; the pause itself is drawn, so that readers spread out."""
 
+_LISTED = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory"})
+
 
 class RemoteFiles:
     """A cache at a URL. Safe to use from several threads, and after a fork (but for ssh).
@@ -72,10 +74,14 @@ class RemoteFiles:
         return None if size is None else int(size)
 
     def sizes(self) -> dict[str, int] | None:
-        if self.protocol in ("http", "https"):
+        """None also for ssh, which would ask folder after folder, and for a bucket that may be read but not listed."""
+        if self.protocol not in _LISTED:
             return None
         filesystem = self._filesystem()
-        found = self._retrying("", lambda: filesystem.find(self.location, detail=True))
+        try:
+            found = self._retrying("", lambda: filesystem.find(self.location, detail=True), passing=("denied",))
+        except PermissionError:
+            return None
         root = str(filesystem._strip_protocol(self.location)).rstrip("/") + "/"
         return {
             name.removeprefix(root): int(facts["size"]) for name, facts in found.items() if facts.get("type") == "file"
@@ -155,7 +161,7 @@ class RemoteFiles:
             except driver_errors() as error:
                 fault = classify(error)
                 if fault in passing:
-                    raise FileNotFoundError(name) from error
+                    raise (FileNotFoundError if fault == "missing" else PermissionError)(name) from error
                 late = time.monotonic() - begin > PATIENCE_SECONDS
                 if fault != "transient" or tries == TRIES or late:
                     where = self._path(name)
