@@ -34,25 +34,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture
-def server(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
-    with ObjectServer(cache_folder) as objects:
-        thread = threading.Thread(target=objects.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        for name, value in reach(objects.endpoint).environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("AWS_PROFILE", raising=False)
-        monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
-        yield objects
-        objects.shutdown()
-
-
-@pytest.fixture(params=["s3", "http"])
-def url(request: pytest.FixtureRequest, server: ObjectServer) -> str:
-    there = reach(server.endpoint)
-    return there.url if request.param == "s3" else there.http_url
-
-
 def first_times(num: int, fault: Fault) -> Callable[[Request], Fault]:
     """Goes wrong for the first `num` requests."""
     left = [fault] * num
@@ -63,88 +44,97 @@ def shard_nbytes(cache_folder: Path) -> int:
     return (cache_folder / SHARD).stat().st_size
 
 
-def test_files_and_ranges_are_those_of_the_folder(server: ObjectServer, url: str, cache_folder: Path) -> None:
-    files = open_files(url)
+def test_files_and_ranges_are_those_of_the_folder(bucket: ObjectServer, bucket_url: str, cache_folder: Path) -> None:
+    files = open_files(bucket_url)
     local = (cache_folder / SHARD).read_bytes()
-    assert files.location == url
+    assert files.location == bucket_url
     assert files.read(MANIFEST_FILE) == (cache_folder / MANIFEST_FILE).read_bytes()
     assert files.size(SHARD) == len(local)
     assert files.size("nothing") is None
-    server.requests.clear()
+    bucket.requests.clear()
     reader = files.open_range(SHARD, len(local))
-    assert server.requests == []  # opening asks nothing: there may be thousands of shards
+    assert bucket.requests == []  # opening asks nothing: there may be thousands of shards
     assert reader.read(10, 100).tobytes() == local[10:110]
     assert reader.read(len(local) - 20, 20).tobytes() == local[-20:]
     assert reader.read(5, 0).tobytes() == b""
-    assert server.requests == [Request(SHARD, 10, 110), Request(SHARD, len(local) - 20, len(local))]
+    assert bucket.requests == [Request(SHARD, 10, 110), Request(SHARD, len(local) - 20, len(local))]
 
 
-def test_many_threads_read_at_once(url: str, cache_folder: Path) -> None:
+def test_many_threads_read_at_once(bucket_url: str, cache_folder: Path) -> None:
     local = (cache_folder / SHARD).read_bytes()
-    reader = open_files(url).open_range(SHARD, len(local))
+    reader = open_files(bucket_url).open_range(SHARD, len(local))
     with ThreadPoolExecutor(16) as threads:
         pieces = list(threads.map(lambda start: reader.read(start, 50).tobytes(), range(0, 3200, 50)))
     assert b"".join(pieces) == local[:3200]
 
 
-def test_all_files_are_listed_where_that_is_possible(server: ObjectServer, cache_folder: Path) -> None:
-    there = reach(server.endpoint)
+def test_all_files_are_listed_where_that_is_possible(bucket: ObjectServer, cache_folder: Path) -> None:
+    there = reach(bucket.endpoint)
     assert open_files(there.url).sizes() == open_files(cache_folder).sizes()
     assert open_files(there.http_url).sizes() is None
-    server.listing = False  # a policy that allows reading and not listing
+    bucket.listing = False  # a policy that allows reading and not listing
     assert open_files(there.url).sizes() is None
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "cut"])
-def test_a_fault_that_passes_is_not_noticed(server: ObjectServer, url: str, cache_folder: Path, fault: Fault) -> None:
-    files = open_files(url)
-    server.fault = first_times(remote.TRIES - 1, fault)
+def test_a_fault_that_passes_is_not_noticed(
+    bucket: ObjectServer, bucket_url: str, cache_folder: Path, fault: Fault
+) -> None:
+    files = open_files(bucket_url)
+    bucket.fault = first_times(remote.TRIES - 1, fault)
     reader = files.open_range(SHARD, shard_nbytes(cache_folder))
     assert reader.read(10, 1000).tobytes() == (cache_folder / SHARD).read_bytes()[10:1010]
-    assert len(server.requests) == remote.TRIES
+    assert len(bucket.requests) == remote.TRIES
 
 
-def test_a_fault_that_stays_is_one_error(server: ObjectServer, url: str, cache_folder: Path) -> None:
-    server.fault = lambda request: "unavailable"
+def test_a_fault_that_stays_is_one_error(bucket: ObjectServer, bucket_url: str, cache_folder: Path) -> None:
+    bucket.fault = lambda request: "unavailable"
     with pytest.raises(Unreachable) as error:
-        open_files(url).open_range(SHARD, shard_nbytes(cache_folder)).read(0, 10)
-    assert len(server.requests) == remote.TRIES
+        open_files(bucket_url).open_range(SHARD, shard_nbytes(cache_folder)).read(0, 10)
+    assert len(bucket.requests) == remote.TRIES
     message = str(error.value)
-    assert message.startswith(f"expected an answer for {url}/{SHARD}, got none in 5 tries (")
+    assert message.startswith(f"expected an answer for {bucket_url}/{SHARD}, got none in 5 tries (")
     assert message.endswith("Check the network, the endpoint and its load, then run this again: it continues")
 
 
-def test_a_refusal_is_not_tried_again(server: ObjectServer, url: str) -> None:
-    server.fault = lambda request: "refused"
-    with pytest.raises(Unreachable, match=f"expected to be allowed to read {url}/{MANIFEST_FILE}, was refused"):
-        open_files(url).read(MANIFEST_FILE)
-    assert len(server.requests) == 1
+def test_a_refusal_is_not_tried_again(bucket: ObjectServer, bucket_url: str) -> None:
+    bucket.fault = lambda request: "refused"
+    with pytest.raises(Unreachable, match=f"expected to be allowed to read {bucket_url}/{MANIFEST_FILE}, was refused"):
+        open_files(bucket_url).read(MANIFEST_FILE)
+    assert len(bucket.requests) == 1
 
 
-def test_a_missing_object_is_named(url: str) -> None:
-    for read in (lambda: open_files(url).read("shards/7.json"), lambda: open_files(url).open_range("a", 9).read(0, 9)):
-        with pytest.raises(IncompleteCache, match=f"expected the file {url}/(shards/7.json|a), found none"):
+def test_a_missing_object_is_named(bucket_url: str) -> None:
+    for read in (
+        lambda: open_files(bucket_url).read("shards/7.json"),
+        lambda: open_files(bucket_url).open_range("a", 9).read(0, 9),
+    ):
+        with pytest.raises(IncompleteCache, match=f"expected the file {bucket_url}/(shards/7.json|a), found none"):
             read()
 
 
-def test_a_missing_bucket_is_named(server: ObjectServer) -> None:
+def test_a_missing_bucket_is_named(bucket: ObjectServer) -> None:
     with pytest.raises(
         IncompleteCache, match=r"expected a bucket that holds s3://bukcet/cache/manifest.json, found no"
     ):
         open_files("s3://bukcet/cache").read(MANIFEST_FILE)
 
 
-def test_an_object_that_was_cut_short_is_named(make_cache: Callable[..., Path], server: ObjectServer, url: str) -> None:
-    server.folder = make_cache()
-    path = server.folder / SHARD
+def test_an_object_that_was_cut_short_is_named(
+    make_cache: Callable[..., Path], bucket: ObjectServer, bucket_url: str
+) -> None:
+    bucket.folder = make_cache()
+    path = bucket.folder / SHARD
     nbytes = path.stat().st_size
     path.write_bytes(path.read_bytes()[:1000])
-    reader = open_files(url).open_range(SHARD, nbytes)
-    with pytest.raises(DamagedFile, match=f"expected 200 bytes at 900 of {url}/{SHARD}, got 100: the file was cut"):
+    reader = open_files(bucket_url).open_range(SHARD, nbytes)
+    with pytest.raises(
+        DamagedFile, match=f"expected 200 bytes at 900 of {bucket_url}/{SHARD}, got 100: the file was cut"
+    ):
         reader.read(900, 200)
-    with pytest.raises(DamagedFile, match=f"expected more bytes in {url}/{SHARD}, which ends before the range"):
+    with pytest.raises(DamagedFile, match=f"expected more bytes in {bucket_url}/{SHARD}, which ends before the range"):
         reader.read(1000, 200)
-    with pytest.raises(DamagedFile, match=f"inside {url}/{SHARD}, which has {nbytes}"):
+    with pytest.raises(DamagedFile, match=f"inside {bucket_url}/{SHARD}, which has {nbytes}"):
         reader.read(nbytes - 10, 11)
 
 
@@ -155,19 +145,21 @@ def test_a_dead_endpoint_is_one_error_soon(monkeypatch: pytest.MonkeyPatch) -> N
         for name, value in dead.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
-        for url in (dead.url, dead.http_url):
-            with pytest.raises(Unreachable, match=f"expected an answer for {url}/{MANIFEST_FILE}, got none in 5 tries"):
-                open_files(url).read(MANIFEST_FILE)
+        for bucket_url in (dead.url, dead.http_url):
+            with pytest.raises(
+                Unreachable, match=f"expected an answer for {bucket_url}/{MANIFEST_FILE}, got none in 5 tries"
+            ):
+                open_files(bucket_url).read(MANIFEST_FILE)
 
 
 def test_a_server_that_does_not_answer_is_given_up(
-    server: ObjectServer, url: str, monkeypatch: pytest.MonkeyPatch
+    bucket: ObjectServer, bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "SILENCE_SECONDS", 0.2)
     monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.5)
-    server.fault = lambda request: "silent"
+    bucket.fault = lambda request: "silent"
     with pytest.raises(Unreachable, match=r"expected an answer for .*, got none in [2-4] tries"):
-        open_files(url).open_range(SHARD, 100).read(0, 10)
+        open_files(bucket_url).open_range(SHARD, 100).read(0, 10)
 
 
 def test_the_stated_bounds_add_up_to_less_than_a_minute() -> None:
@@ -179,35 +171,41 @@ def test_the_stated_bounds_add_up_to_less_than_a_minute() -> None:
 
 
 def test_missing_credentials_are_one_error_that_says_what_to_set(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    url = reach(server.endpoint).url
-    with pytest.raises(Unreachable, match=f"expected credentials for {url}/{MANIFEST_FILE}, .*set AWS_PROFILE, or"):
-        open_files(url).read(MANIFEST_FILE)
+    bucket_url = reach(bucket.endpoint).url
+    with pytest.raises(
+        Unreachable, match=f"expected credentials for {bucket_url}/{MANIFEST_FILE}, .*set AWS_PROFILE, or"
+    ):
+        open_files(bucket_url).read(MANIFEST_FILE)
     monkeypatch.setenv("AWS_PROFILE", "colleague")
     with pytest.raises(Unreachable, match=r"profile \(colleague\) could not be found"):
-        open_files(url).read(MANIFEST_FILE)
+        open_files(bucket_url).read(MANIFEST_FILE)
     credentials = tmp_path / "credentials"
     credentials.write_text("[colleague]\naws_access_key_id = emulated\naws_secret_access_key = emulated\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
-    assert json.loads(open_files(url).read(MANIFEST_FILE))["num_sequences"] == 41
+    assert json.loads(open_files(bucket_url).read(MANIFEST_FILE))["num_sequences"] == 41
 
 
 def test_no_secret_is_in_messages_or_logs(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sesame")
-    server.fault = lambda request: "refused"
+    bucket.fault = lambda request: "refused"
     with caplog.at_level(logging.INFO), pytest.raises(Unreachable) as error:
-        open_files(reach(server.endpoint).url).read(MANIFEST_FILE)
+        open_files(reach(bucket.endpoint).url).read(MANIFEST_FILE)
     assert "sesame" not in f"{error.value} {caplog.text}"
-    for url in ("https://me:sesame@host/cache", "s3://key:sesame@bucket/cache", "https://host/cache?token=sesame"):
+    for bucket_url in (
+        "https://me:sesame@host/cache",
+        "s3://key:sesame@bucket/cache",
+        "https://host/cache?token=sesame",
+    ):
         with pytest.raises(StoreError, match="expected the plain URL of a cache's folder, got") as refused:
-            open_files(url)
+            open_files(bucket_url)
         assert "sesame" not in str(refused.value)
 
 
@@ -220,37 +218,37 @@ def test_a_driver_that_is_not_installed_is_named() -> None:
 
 
 def test_ranges_are_asked_for_once_and_kept_for_the_next_run(
-    server: ObjectServer, url: str, cache_folder: Path, tmp_path: Path
+    bucket: ObjectServer, bucket_url: str, cache_folder: Path, tmp_path: Path
 ) -> None:
     nbytes = shard_nbytes(cache_folder)
     for _ in range(2):  # two runs
-        reader = open_files(url, cache_folder=tmp_path).open_range(SHARD, nbytes, sha256="ab" * 32)
+        reader = open_files(bucket_url, cache_folder=tmp_path).open_range(SHARD, nbytes, sha256="ab" * 32)
         for _ in range(2):  # two epochs
             assert reader.read(10, 100).tobytes() == (cache_folder / SHARD).read_bytes()[10:110]
-    assert server.requests == [Request(SHARD, 10, 110)]
+    assert bucket.requests == [Request(SHARD, 10, 110)]
 
 
 def test_a_range_that_was_damaged_on_its_way_is_forgotten_and_read_again(
-    server: ObjectServer, url: str, cache_folder: Path, tmp_path: Path
+    bucket: ObjectServer, bucket_url: str, cache_folder: Path, tmp_path: Path
 ) -> None:
-    files = open_files(url, cache_folder=tmp_path)
+    files = open_files(bucket_url, cache_folder=tmp_path)
     reader = files.open_range(SHARD, shard_nbytes(cache_folder), sha256="ab" * 32)
-    server.fault = first_times(1, "flipped")
+    bucket.fault = first_times(1, "flipped")
     right = (cache_folder / SHARD).read_bytes()[10:110]
     assert reader.read(10, 100).tobytes() != right
     assert files.forget(SHARD, 10)
     assert reader.read(10, 100).tobytes() == right
     assert reader.read(10, 100).tobytes() == right
-    assert len(server.requests) == 2
+    assert len(bucket.requests) == 2
 
 
-def test_a_server_without_ranges_is_refused(monkeypatch: pytest.MonkeyPatch, server: ObjectServer) -> None:
-    monkeypatch.setattr(server, "ranges", False)
+def test_a_server_without_ranges_is_refused(monkeypatch: pytest.MonkeyPatch, bucket: ObjectServer) -> None:
+    monkeypatch.setattr(bucket, "ranges", False)
     with pytest.raises(StoreError, match=r"expected 10 bytes at 5 of .*: the server does not answer range requests"):
-        open_files(reach(server.endpoint).http_url).open_range(SHARD, 1000).read(5, 10)
+        open_files(reach(bucket.endpoint).http_url).open_range(SHARD, 1000).read(5, 10)
 
 
-def test_a_forked_process_reads_for_itself(server: ObjectServer) -> None:
+def test_a_forked_process_reads_for_itself(bucket: ObjectServer) -> None:
     script = (
         "import os, sys, threading\n"
         "from store.files import open_files\n"
@@ -261,7 +259,7 @@ def test_a_forked_process_reads_for_itself(server: ObjectServer) -> None:
         "    os._exit(0 if files.read('manifest.json') == want else 1)\n"
         "assert os.waitpid(child, 0)[1] == 0\n"
     )
-    command = [sys.executable, "-W", "ignore", "-c", script, reach(server.endpoint).url]
+    command = [sys.executable, "-W", "ignore", "-c", script, reach(bucket.endpoint).url]
     subprocess.run(command, check=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
