@@ -27,6 +27,7 @@ from store.errors import StoreError
 
 _CRC_NBYTES = 4
 _SPARE = 0.1  # share of the budget that an eviction frees beyond what is needed, so that not every range costs a scan
+_FULL_SECONDS = 60.0  # after a scan that found nothing to evict, none is made for so long
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class RangeCache:
         self._max_bytes = max_bytes
         self._opened_ns = time.time_ns()
         self._works = True
+        self._full_until = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._ledger() as ledger:
@@ -81,7 +83,7 @@ class RangeCache:
         """Keeps a range if the budget allows. A disk that does not take it is reported once and then left alone."""
         path = self._path(file_sha256, offset, len(data))
         nbytes = len(data) + _CRC_NBYTES
-        if not self._works or nbytes > self._max_bytes:
+        if not self._works or nbytes > self._max_bytes or time.monotonic() < self._full_until:
             return
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
         try:
@@ -92,6 +94,7 @@ class RangeCache:
                 if total + nbytes > self._max_bytes:
                     total = self._make_room(ledger, nbytes)
                 if total + nbytes > self._max_bytes:
+                    self._full_until = time.monotonic() + _FULL_SECONDS
                     return
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with temporary.open("wb", buffering=0) as file:
