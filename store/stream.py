@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.layout import EpochPlan, Numbers, Split
+from store.manifest import CacheSpec
 from store.planes import Rows
 from store.record import Record
 
@@ -25,6 +26,15 @@ class Position(Record):
 
     epoch: int = 0
     batch: int = 0
+
+
+def chunks_per_pool(pool_bytes: int, spec: CacheSpec, *, num_hooks: int) -> int:
+    """Chunks that batches are cut from at a time: half of the pool, slot numbers (8 bytes a row) included; 1 at least.
+
+    The other half is filled meanwhile.
+    """
+    row_nbytes = 2 * spec.model.d_model * num_hooks + 8
+    return max(1, pool_bytes // 2 // (spec.rows_per_chunk * row_nbytes))
 
 
 class AlignedBatches(Iterator[tuple[Rows, ...]]):
@@ -68,7 +78,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
         self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, num_epochs
         self._rank, self._num_ranks = rank, num_ranks
         row_nbytes = 2 * spec.model.d_model * len(hooks)
-        self._chunks_per_pool = max(1, pool_bytes // (2 * spec.rows_per_chunk * (row_nbytes + 8)))
+        self._chunks_per_pool = chunks_per_pool(pool_bytes, spec, num_hooks=len(hooks))
         plan = self._plan(start.epoch)
         self.batches_per_epoch = plan.batches_per_epoch(batch_rows)
         if self.batches_per_epoch == 0:
