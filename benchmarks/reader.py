@@ -148,8 +148,13 @@ def measure_bucket(folder: Path, ranges: Path, *, threads: int, latency: float) 
     """MB/s of raw rows from a bucket: without a local cache of ranges, then a first and a second epoch with one."""
     raw = 2 * ActivationCache(folder).manifest.num_rows * ActivationCache(folder).spec.model.d_model
     rates = {}
-    with emulated_s3(folder, latency_ms=latency) as bucket, bucket.environment():
-        for name, cache_folder in (("no local cache", None), ("first epoch", ranges), ("second epoch", ranges)):
+    places: tuple[tuple[str, Path | None], ...] = (
+        ("no local cache", None),
+        ("first epoch", ranges),
+        ("second epoch", ranges),
+    )
+    with emulated_s3(folder, latency_ms=latency) as bucket:
+        for name, cache_folder in places:
             begin = time.perf_counter()
             read_epoch(open_files(bucket.url, cache_folder=cache_folder), threads=threads)
             rates[name] = raw / (time.perf_counter() - begin) / 1e6

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from harvest.moments import shard_sums
 from store.atomic import write_bytes
-from store.codec import encode_chunk_parts
+from store.codec import CodecName, encode_chunk_parts
 from store.encoder import crc32c
 from store.layout import SPLITS
 from store.manifest import CacheSpec, ShardSums
 from store.writer import CacheWriter
 
-CODEC = "bf16_planes_v1"
+CODEC: CodecName = "bf16_planes_v1"
 
 
 def main() -> None:
