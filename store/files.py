@@ -3,6 +3,7 @@
 What is read is data to be checked, wherever it comes from: sizes here, checksums by the reader.
 """
 
+import hashlib
 import mmap
 import os
 import threading
@@ -18,6 +19,8 @@ from store.errors import DamagedFile, IncompleteCache, StoreError
 GIB = 2**30
 DEFAULT_CACHE_BYTES = 20 * GIB
 _MAX_OPEN = 256  # files held open at once, far below the usual limit of 1024 for a process
+
+_PIECE_NBYTES = 8 * 2**20
 
 Mode = Literal["mmap", "pread"]
 
@@ -67,9 +70,10 @@ class Files(Protocol):
         ...
 
     def forget(self, name: str, offset: int) -> bool:
-        """Drops the local copies of ranges that begin at `offset` and were read through this object.
+        """Drops the local copies of ranges of a file that begin at `offset`.
 
-        True when there was one, so that reading again asks the remote. The reader does so once when a checksum fails.
+        True when reading again asks a remote and so may give other bytes; the reader tries that once when a checksum
+        fails. False for a folder, whose bytes are what they are.
         """
         ...
 
@@ -189,7 +193,7 @@ class _Descriptor:
         done = 0
         while done < nbytes:
             try:
-                got = os.preadv(self._file.fileno(), [out[done:].data], offset + done)
+                got = os.preadv(self._file.fileno(), [out.data[done:]], offset + done)
             except OSError as error:
                 raise _unreadable(self._path, error) from error
             if got == 0:
@@ -213,6 +217,14 @@ def short_file(where: str, *, offset: int, nbytes: int, got: int) -> DamagedFile
         f"expected {nbytes} bytes at {offset} of {where}, got {got}: the file was cut short. "
         "Remove it and run `dvc checkout` or `dvc pull`, or upload or harvest it again"
     )
+
+
+def sha256_of(files: Files, name: str, nbytes: int) -> str:
+    """SHA-256 (hex) of a file read in pieces; DamagedFile when it has not `nbytes` bytes. Keeps nothing locally."""
+    reader, digest = files.open_range(name, nbytes), hashlib.sha256()
+    for offset in range(0, nbytes, _PIECE_NBYTES):
+        digest.update(reader.read(offset, min(_PIECE_NBYTES, nbytes - offset)).data)
+    return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: OSError) -> StoreError:

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store.errors import DamagedFile
+from store.streaming import LINE_BYTES, can_stream, fence, stream_lines
 
 HEADER = struct.Struct("<4sIII")
 MAGIC = b"BFP1"
@@ -106,6 +107,19 @@ def _merge(exponents: Bytes, rest: Bytes, shift: Bytes, out: Rows, slots: Number
         row = out[slots[i]]
         for c in range(exponents.shape[1]):
             row[c] = _merge_bits(np.int32(exponents[i, c]), np.int32(rest[i, c]), np.int32(shift[c]))
+
+
+@numba.njit(nogil=True, cache=True)
+def _merge_streaming(exponents: Bytes, rest: Bytes, shift: Bytes, out: Rows, slots: Numbers) -> None:
+    num_channels = exponents.shape[1]
+    row = np.empty(num_channels, dtype=np.uint16)
+    start, source, row_nbytes = out.ctypes.data, row.ctypes.data, 2 * num_channels
+    for i in range(len(slots)):
+        for c in range(num_channels):
+            row[c] = _merge_bits(np.int32(exponents[i, c]), np.int32(rest[i, c]), np.int32(shift[c]))
+        to, num_lines = np.uintp(start + slots[i] * row_nbytes), np.intp(row_nbytes // LINE_BYTES)
+        stream_lines(to, np.uintp(source), num_lines)  # type: ignore[call-arg]  # numba adds the first argument
+    fence()  # type: ignore[call-arg]  # as above
 
 
 def split_tensor(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,7 +235,8 @@ def decode_planes(chunk: Bytes, shape: tuple[int, int], out: Rows, slots: Number
     if len(slots):
         if len(slots) > shape[0] or slots.min() < 0 or slots.max() >= len(out) or out.shape[1] != shape[1]:
             raise ValueError(f"expected at most {shape[0]} slots inside an output of shape {out.shape}")
-        _merge(planes.exponents, planes.rest, planes.shift, out, slots)
+        merge = _merge_streaming if can_stream(out) else _merge
+        merge(planes.exponents, planes.rest, planes.shift, out, slots)
 
 
 def zstd_content_nbytes(frame: Bytes) -> int:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.layout import EpochPlan, Numbers, Split
+from store.manifest import CacheSpec
 from store.planes import Rows
 from store.record import Record
+from store.streaming import empty_rows
 
 if TYPE_CHECKING:
     from store.reader import ActivationCache
@@ -27,6 +29,15 @@ class Position(Record):
     batch: int = 0
 
 
+def chunks_per_pool(pool_bytes: int, spec: CacheSpec, *, num_hooks: int) -> int:
+    """Chunks that batches are cut from at a time: half of the pool, slot numbers (8 bytes a row) included; 1 at least.
+
+    The other half is filled meanwhile.
+    """
+    row_nbytes = 2 * spec.model.d_model * num_hooks + 8
+    return max(1, pool_bytes // 2 // (spec.rows_per_chunk * row_nbytes))
+
+
 class AlignedBatches(Iterator[tuple[Rows, ...]]):
     """Batches of several hooks, one (batch_rows, d_model) array each, valid until the next is asked for.
 
@@ -34,9 +45,9 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
     from; the other half is filled meanwhile, each row decoded straight to its shuffled slot. Batches run on across
     pools. `torch.from_numpy(batch).view(torch.bfloat16)` has the values.
 
-    Private memory: `pool_bytes`, which holds both halves and their slot numbers, plus a batch, plus twice the bytes of
-    a chunk per decoding thread. A pool smaller than two chunks is taken as that. Mapped pages of the files are the
-    kernel's to keep or drop.
+    Private memory: `pool_bytes`, which holds both halves and their slot numbers, plus a batch, plus the slot numbers of
+    a third half (8 bytes a row), plus twice the bytes of a chunk per decoding thread (32 threads for a remote cache).
+    A pool smaller than two chunks is taken as that. Mapped pages of the files are the kernel's to keep or drop.
     """
 
     def __init__(
@@ -68,7 +79,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
         self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, num_epochs
         self._rank, self._num_ranks = rank, num_ranks
         row_nbytes = 2 * spec.model.d_model * len(hooks)
-        self._chunks_per_pool = max(1, pool_bytes // (2 * spec.rows_per_chunk * (row_nbytes + 8)))
+        self._chunks_per_pool = chunks_per_pool(pool_bytes, spec, num_hooks=len(hooks))
         plan = self._plan(start.epoch)
         self.batches_per_epoch = plan.batches_per_epoch(batch_rows)
         if self.batches_per_epoch == 0:
@@ -79,11 +90,13 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
         if not 0 <= start.batch < self.batches_per_epoch or start.epoch < 0:
             raise ValueError(f"expected a position inside {self.batches_per_epoch} batches an epoch, got {start}")
         pool_rows = min(self._chunks_per_pool, -(-plan.num_chunks // num_ranks)) * spec.rows_per_chunk
-        shape = (pool_rows, spec.model.d_model)
-        self._pools = [tuple(np.empty(shape, dtype=np.uint16) for _ in hooks) for _ in range(2)]
+        self._pools = [tuple(empty_rows(pool_rows, spec.model.d_model) for _ in hooks) for _ in range(2)]
         self._straddling = tuple(np.empty((batch_rows, spec.model.d_model), dtype=np.uint16) for _ in hooks)
-        self._chunks_per_task = max(1, _TASK_BYTES // (spec.rows_per_chunk * row_nbytes))
+        # Where each read waits for a network, chunks are asked for one by one, to have many reads under way.
+        alone = cache.files.parallel_reads > 1
+        self._chunks_per_task = 1 if alone else max(1, _TASK_BYTES // (spec.rows_per_chunk * row_nbytes))
         self._pending: deque[Future[int]] = deque()
+        self._placed: tuple[int, Future[list[tuple[int, Numbers]]]] | None = None
         self._threads = ThreadPoolExecutor(max(num_threads, cache.files.parallel_reads), thread_name_prefix="decode")
         self.position = start
         try:
@@ -96,7 +109,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
         if self._num_epochs is not None and self.position.epoch >= self._num_epochs:
             raise StopIteration
         epoch, batch = self.position.epoch, self.position.batch
-        while self._current[0] < epoch:  # what is left of the epoch before is less than a batch: drop it
+        while self._epoch < epoch:  # what is left of the epoch before is less than a batch: drop it
             self._next_pool()
         rows = self._take(self._batch_rows)
         if batch + 1 < self.batches_per_epoch:
@@ -125,19 +138,37 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
 
     def _seek(self, position: Position) -> None:
         """Begins at a batch: finds its pool from the sizes alone, and decodes from there."""
-        self._begin_epoch(position.epoch)
-        remaining, pool = position.batch * self._batch_rows, 0
-        while remaining >= (size := sum(self._epoch.chunk_rows(int(chunk)) for chunk in self._epoch_pools[pool])):
+        plan = self._plan(position.epoch)
+        remaining, first = position.batch * self._batch_rows, 0
+        for chunks in plan.pools():
+            size = sum(plan.chunk_rows(int(chunk)) for chunk in chunks)
+            if remaining < size:
+                break
             remaining -= size
-            pool += 1
-        self._current, self._half = (position.epoch, pool), 0
-        self._fill(pool, self._half)
-        self._await_pool()
+            first += 1
+        self._coming = self._pools_from(position.epoch, first)
+        self._place_next()
+        self._half = 1
+        self._fill(0)
+        self._next_pool()
         self._used = remaining
 
-    def _begin_epoch(self, epoch: int) -> None:
-        self._epoch = self._plan(epoch)
-        self._epoch_pools = self._epoch.pools()
+    def _pools_from(self, epoch: int, first: int) -> Iterator[tuple[EpochPlan, int, Numbers]]:
+        """(plan, number, chunks) of every pool to come, from one of an epoch on."""
+        while self._num_epochs is None or epoch < self._num_epochs:
+            plan = self._plan(epoch)
+            for number, chunks in list(enumerate(plan.pools()))[first:]:
+                yield plan, number, chunks
+            epoch, first = epoch + 1, 0
+
+    def _place_next(self) -> None:
+        """Has the slots of the next pool computed, so that they are at hand when a half becomes free."""
+        coming = next(self._coming, None)
+        if coming is None:
+            self._placed = None
+            return
+        plan, number, chunks = coming
+        self._placed = plan.epoch, self._threads.submit(lambda: list(plan.slots(number, chunks)))
 
     def _take(self, num_rows: int) -> tuple[Rows, ...]:
         taken = 0
@@ -155,32 +186,25 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
             self._next_pool()
 
     def _next_pool(self) -> None:
-        self._current = self._following
-        self._half = 1 - self._half
-        self._await_pool()
-        self._used = 0
-
-    def _await_pool(self) -> None:
-        """Waits until the current pool is decoded, then has the next one decoded into the other half."""
-        self._available = 0
+        """Waits until the other half is decoded and takes batches from it; this half is filled anew."""
+        available = 0
         while self._pending:
-            self._available += self._pending[0].result()  # a failed task stays: whoever asks again gets its error again
+            available += self._pending[0].result()  # a failed task stays: whoever asks again gets its error again
             self._pending.popleft()
-        epoch, pool = self._current
-        if pool + 1 < len(self._epoch_pools):
-            self._following = (epoch, pool + 1)
-        else:
-            self._following = (epoch + 1, 0)
-            self._begin_epoch(epoch + 1)
-        if self._num_epochs is None or self._following[0] < self._num_epochs:
-            self._fill(self._following[1], 1 - self._half)
+        self._half = 1 - self._half
+        self._epoch, self._available, self._used = self._filling_epoch, available, 0
+        self._fill(1 - self._half)
 
-    def _fill(self, pool: int, half: int) -> None:
-        """Starts decoding a pool of the epoch at hand; each future gives the number of rows of its task."""
-        placed = list(self._epoch.slots(pool, self._epoch_pools[pool]))
+    def _fill(self, half: int) -> None:
+        """Starts decoding the next pool, if there is one; each future gives the number of rows of its task."""
+        if self._placed is None:
+            return
+        self._filling_epoch, slots = self._placed
+        placed = slots.result()
         for start in range(0, len(placed), self._chunks_per_task):
             task = placed[start : start + self._chunks_per_task]
             self._pending.append(self._threads.submit(self._decode, task, half))
+        self._place_next()
 
     def _decode(self, task: list[tuple[int, Numbers]], half: int) -> int:
         for chunk, slots in task:

@@ -254,7 +254,7 @@ def test_a_killed_harvest_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
         assert tree(place.output) == expected
         shards = place.shard_files()
         assert {name: shards[name][0] for name in ("0", "1")} == {name: committed[name] for name in ("0", "1")}
-        assert [path.name for path in place.scratch.iterdir()] == [".lock"]
+        assert [path.name for path in place.scratch.iterdir()] == [".lease"]
 
 
 def test_shards_of_an_interrupted_harvest_serve_one_with_another_budget(

@@ -141,3 +141,101 @@ def test_a_cache_describes_itself(cache_folder: Path) -> None:
     assert "41 of 9 tokens for training, 14 held out" in text
     assert "blocks.1.hook_resid_post: 328 rows" in text
     assert "times smaller than raw" in text
+
+
+def values_of(hook: str, rows: list[int]) -> np.ndarray:
+    return (rows_of(hook, NUM_SEQUENCES)[rows].astype(np.uint32) << 16).view(np.float32)
+
+
+def test_rows_of_several_hooks_belong_to_the_same_tokens(cache_folder: Path) -> None:
+    numbers = [{row.tobytes(): i for i, row in enumerate(rows_of(hook, NUM_SEQUENCES))} for hook in HOOKS]
+    with ActivationCache(cache_folder).aligned_batches(
+        HOOKS, batch_rows=50, seed=3, num_epochs=2, pool_bytes=40_000
+    ) as stream:
+        batches = [
+            [[number[row.tobytes()] for row in rows] for number, rows in zip(numbers, batch, strict=True)]
+            for batch in stream
+        ]
+    assert len(batches) == 2 * (NUM_ROWS // 50)
+    for first, second in batches:
+        assert first == second
+
+
+def test_held_out_rows_are_a_split_of_their_own(cache_folder: Path) -> None:
+    cache = ActivationCache(cache_folder)
+    expected = rows_of(HOOKS[0], 514)[500 * 8 :]
+    np.testing.assert_array_equal(cache.rows(HOOKS[0], np.arange(112), split="held_out"), expected)
+    with cache.batches(HOOKS[0], batch_rows=28, seed=0, num_epochs=1, split="held_out") as stream:
+        rows = [row.tobytes() for batch in stream for row in batch]
+    assert Counter(rows) == Counter(row.tobytes() for row in expected)
+    with pytest.raises(IndexError, match="expected row numbers from 0 to 111, got"):
+        cache.rows(HOOKS[0], [112], split="held_out")
+
+
+def test_ranks_share_no_row_and_have_as_many_batches(cache_folder: Path) -> None:
+    shares = []
+    for rank in range(3):
+        with ActivationCache(cache_folder).batches(
+            HOOKS[0], batch_rows=10, seed=0, num_epochs=1, rank=rank, num_ranks=3, pool_bytes=20_000
+        ) as stream:
+            shares.append([row.tobytes() for batch in stream for row in batch])
+    # 11 chunks of 32 rows, the last of 8: the least that a rank can get is 3 chunks, one of them the last: 72 rows.
+    assert [len(share) for share in shares] == [70, 70, 70]
+    assert len(set(shares[0]) | set(shares[1]) | set(shares[2])) == 210
+    with pytest.raises(ValueError, match="expected a rank from 0 to num_ranks - 1, got rank 3 of 3"):
+        ActivationCache(cache_folder).batches(HOOKS[0], batch_rows=10, seed=0, rank=3, num_ranks=3)
+
+
+def test_the_tokens_around_a_row_are_those_of_its_sequence(cache_folder: Path) -> None:
+    cache = ActivationCache(cache_folder)
+    window = tokens_of(NUM_SEQUENCES)[2]
+    around, place = cache.context(17, before=1, after=2)  # row 17 is position 2 of sequence 2
+    assert around.tolist() == window[1:5].tolist()
+    assert place == 1
+    around, place = cache.context(23, before=100, after=100)  # its last position, 8
+    assert (around.tolist(), place) == (window.tolist(), 8)
+    with pytest.raises(IndexError, match="expected row numbers from 0 to 327, got"):
+        cache.context(328, before=1, after=1)
+
+
+def test_a_dask_array_has_the_values_in_sequence_order_and_no_zeros_for_what_is_missing(make_cache: MakeCache) -> None:
+    folder = make_cache()
+    array = ActivationCache(folder).dask_array(HOOKS[1])
+    assert array.shape == (NUM_ROWS, 48)
+    assert array.chunks[0] == (96, 96, 96, 40)
+    np.testing.assert_array_equal(array[[0, 95, 96, 327]].compute(), values_of(HOOKS[1], [0, 95, 96, 327]))
+    cache = ActivationCache(folder)
+    (folder / HOOKS[1] / "c/1/0").unlink()
+    with pytest.raises(IncompleteCache, match=r"expected the file .*c/1/0, found none"):
+        cache.dask_array(HOOKS[1])[:200].compute()
+
+
+def test_by_pread_the_batches_are_the_same_and_a_truncated_file_is_an_error(make_cache: MakeCache) -> None:
+    folder = make_cache()
+    cache = ActivationCache(folder, mode="pread")
+    with cache.batches(HOOKS[0], batch_rows=50, seed=1, num_epochs=3, pool_bytes=20_000) as stream:
+        assert [batch.tobytes() for batch in stream] == read_all(folder)
+    shard = folder / HOOKS[0] / "c/2/0"
+    shard.write_bytes(shard.read_bytes()[:1000])  # while the cache is open
+    with (
+        pytest.raises(DamagedFile, match=r"c/2/0.*the file was cut short"),
+        cache.batches(HOOKS[0], batch_rows=50, seed=1, num_epochs=1) as stream,
+    ):
+        list(stream)
+
+
+def test_an_error_of_a_decoding_thread_is_raised_again_and_again(make_cache: MakeCache) -> None:
+    folder = make_cache()
+    shard = folder / HOOKS[0] / "c/2/0"
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    cache = ActivationCache(folder)
+    sizes = {"epoch": 0, "chunks_per_pool": 1, "split": "training", "rank": 0, "num_ranks": 1}
+    # The damaged shard holds chunks 6 to 8; a pool of one chunk must not begin with them.
+    seed = next(
+        seed for seed in range(100) if not {6, 7, 8} & set(cache.plan(seed=seed, **sizes).chunks()[:4].tolist())
+    )
+    with cache.batches(HOOKS[0], batch_rows=30, seed=seed, pool_bytes=1) as stream:
+        with pytest.raises(DamagedFile, match="c/2/0"):
+            list(stream)
+        with pytest.raises(DamagedFile, match="c/2/0"):
+            next(stream)

@@ -1,13 +1,20 @@
 """A cache is standard zarr, appears whole or not at all, and grows without touching what is there."""
 
+import resource
+import signal
+import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
+from store.encoder import ShardPipeline
 from store.errors import StoreError
 from store.layout import disk_order
 from store.manifest import ShardSums, combine_moments, load_manifest
@@ -132,3 +139,74 @@ def test_combined_moments_by_hand() -> None:
     moments = combine_moments(shards)
     assert (moments.mean, moments.mean_square) == ([3.0, 4.0], [35 / 3, 56 / 3])
     assert moments.mean_squared_norm == pytest.approx(91 / 3)
+
+
+def test_rows_that_are_tensors_are_stored_as_the_same_bytes(make_cache: MakeCache, tmp_path: Path) -> None:
+    with make_writer(tmp_path / "tensors") as writer:
+        submit = writer.submit_shard
+
+        def from_tensors(shard: int, **given: Any) -> Future[None]:  # noqa: ANN401
+            rows = {hook: torch.from_numpy(rows).view(torch.bfloat16) for hook, rows in given.pop("rows").items()}
+            return submit(shard, rows=rows, **given)
+
+        writer.submit_shard = from_tensors  # type: ignore[method-assign]
+        finish(writer)
+    assert contents(tmp_path / "tensors") == contents(make_cache())
+
+
+def test_a_producer_waits_while_too_many_rows_are_pending() -> None:
+    release = threading.Event()
+
+    def slow() -> None:
+        release.wait(10)
+
+    with ShardPipeline(num_threads=1, max_pending_bytes=100) as pipeline:
+        pipeline.submit(60, slow)
+        waiting = threading.Thread(target=pipeline.submit, args=(50, slow))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()  # 60 + 50 bytes are more than 100
+        release.set()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        pipeline.wait()
+
+
+def test_the_first_shard_that_failed_is_the_one_that_is_reported() -> None:
+    go_on = threading.Event()
+
+    def fail_late() -> None:
+        go_on.wait(10)
+        raise ValueError("first")
+
+    def fail() -> None:
+        raise ValueError("second")
+
+    with ShardPipeline(num_threads=1, max_pending_bytes=10**9) as pipeline:
+        pipeline.submit(1, fail_late)
+        assert isinstance(pipeline.submit(1, fail).exception(10), ValueError)
+        go_on.set()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="first"):
+                pipeline.wait()
+        with pytest.raises(ValueError, match="first"):
+            pipeline.submit(1, fail)
+
+
+def test_a_disk_that_is_full_is_one_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    writer = make_writer(tmp_path / "cache")
+    fill(writer, 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(OSError, match=r"could not write .*c/1/0: File too large\. Free some space"):
+            fill(writer, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
+    writer.close()
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    again = make_writer(tmp_path / "cache")
+    assert again.missing_shards() == [1, 2, 3]
+    finish(again)
