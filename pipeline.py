@@ -7,12 +7,17 @@ and environment variables only say where and with what to compute.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from store.manifest import ModelIdentity
 
 DATA = Path("data")
 LANGUAGE_MODEL_FILE = DATA / "language_model.json"
@@ -21,6 +26,7 @@ SCRATCH = DATA / ".partial"
 MODELS = Path("models")
 RESULTS = Path("results")
 REPORTS = Path("reports")
+CODECS = ("bf16_planes_v1", "pcodec", "zstd", "blosc", "none")
 
 
 def language_model(arguments: argparse.Namespace) -> None:
@@ -115,22 +121,100 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def store_info(arguments: argparse.Namespace) -> None:
-    """Say what an activation cache holds: model, text, rows, sizes and ratio per hook."""
-    from store.inspect import describe
+    """Say what an activation cache holds: model, text, rows, sizes and ratio per hook, statistics, lineage."""
+    from store.inspect import describe, summary
 
-    print(describe(arguments.path))
+    if arguments.json:
+        print(json.dumps(summary(arguments.path), indent=1, sort_keys=True))
+    else:
+        print(describe(arguments.path))
 
 
 def store_verify(arguments: argparse.Namespace) -> None:
-    """Check a cache's files against its manifest: presence and sizes, and with --full every byte."""
+    """Check a cache against its manifest: presence and sizes of files, records and metadata; with --full every byte."""
     from store.inspect import verify
 
     problems = verify(arguments.path, full=arguments.full, num_threads=arguments.threads)
     if problems:
-        raise ValueError("\n".join([*problems, f"{len(problems)} of the files of {arguments.path} cannot be trusted"]))
-    print(
-        f"{arguments.path}: " + ("every byte" if arguments.full else "presence and size of every file") + " as written"
+        advice = f"Run `python pipeline.py store repair {arguments.path}`"
+        raise ValueError(
+            "\n".join([*problems, f"{len(problems)} of the files of {arguments.path} cannot be trusted. {advice}"])
+        )
+    what = "every byte is" if arguments.full else "every file has its size, and records and metadata are"
+    print(f"{arguments.path}: {what} as written")
+
+
+def store_repair(arguments: argparse.Namespace) -> None:
+    """Put damaged files back: from DVC's cache or remote, else harvested again and compared with the recorded bytes."""
+    from harvest.remake import remaker
+    from params import load_params
+    from store.repair import repair
+
+    remake = None
+    if not arguments.no_harvest:
+        profile = load_params(arguments.params).profile
+        remake = remaker(
+            profile.harvest,
+            model=profile.language_model,
+            damaged=arguments.path,
+            device=_device(arguments.device),
+        )
+    path = arguments.path.resolve()
+    tracked = path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else ""
+    done = repair(
+        arguments.path,
+        output=tracked,
+        scratch=path.with_name(f".{path.name}.repair"),
+        remake=remake,
+        accept_different_bytes=arguments.accept_different_bytes,
+        num_threads=arguments.threads,
     )
+    for name in sorted(done.problems):
+        how = "restored from a copy" if name in done.restored else "harvested again"
+        print(f"{arguments.path / name}: {how}" + (", with other bytes" if name in done.changed else ""))
+    if done.strangers:
+        names = ", ".join(map(str, done.strangers))
+        raise ValueError(f"expected no such files in {arguments.path}: {names}. Move them away or remove them yourself")
+    print(f"{arguments.path}: {f'{len(done.problems)} files repaired' if done.problems else 'nothing to repair'}")
+
+
+def store_export(arguments: argparse.Namespace) -> None:
+    """Write the same rows in the same order to a new cache in another codec."""
+    from store.export import export
+
+    manifest = export(arguments.path, arguments.destination, codec=arguments.codec, num_threads=arguments.threads)
+    print(f"{arguments.destination}: {manifest.num_rows:,} rows per hook in the codec {arguments.codec}, checked")
+
+
+def store_sample(arguments: argparse.Namespace) -> None:
+    """Print some rows, chosen by a seed, with the tokens around them."""
+    import numpy as np
+
+    from store.reader import ActivationCache
+    from store.sample import format_sample, sample_rows
+
+    cache = ActivationCache(arguments.path)
+    hook = arguments.hook or cache.spec.hooks[0]
+    sampled = sample_rows(cache, hook, num_rows=arguments.num_rows, seed=arguments.seed)
+    print(f"{hook} of {arguments.path}, seed {arguments.seed}")
+    print(format_sample(sampled, decode=_local_decoder(cache.spec.model)))
+    if arguments.npy:
+        with arguments.npy.open("wb") as file:
+            np.save(file, np.stack([item.bits for item in sampled]), allow_pickle=False)
+        print(f"{arguments.npy}: uint16 {(len(sampled), cache.spec.model.d_model)}, bit patterns of bfloat16")
+
+
+def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None":
+    """What spells tokens, if the very tokenizer of the cache is on this machine; nothing is fetched."""
+    from language_model.load import ModelUnavailable, identify, load_tokenizer, resolve
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        folder = resolve(model.name, model.revision)
+        here = identify(folder, model.name, model.revision)
+    except ModelUnavailable:
+        return None
+    return load_tokenizer(folder).decode if here.tokenizer_sha256 == model.tokenizer_sha256 else None
 
 
 def _device(wanted: str) -> str:
@@ -184,20 +268,48 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if stage is evaluate:
             command.add_argument("--benchmark", help="only this one: core or geometry (default: all)")
-    store = commands.add_parser(
-        "store", help="Look at an activation cache.", description="Look at an activation cache."
-    )
+    _add_store_commands(commands, threads)
+    return parser
+
+
+def _add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", threads: int) -> None:
+    about = "Look at, check, mend and convert an activation cache."
+    store = commands.add_parser("store", help=about, description=about)
     inspections = store.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, action in (("info", store_info), ("verify", store_verify)):
-        command = inspections.add_parser(name, help=action.__doc__, description=action.__doc__)
-        command.set_defaults(run=action)
-        command.add_argument("path", type=Path, metavar="PATH", help="folder of the cache, such as data/activations")
-        if action is store_verify:
-            command.add_argument("--full", action="store_true", help="read every file and compare its SHA-256")
-            command.add_argument(
+    actions = {
+        "info": store_info,
+        "verify": store_verify,
+        "repair": store_repair,
+        "export": store_export,
+        "sample": store_sample,
+    }
+    command = {}
+    for name, action in actions.items():
+        command[name] = inspections.add_parser(name, help=action.__doc__, description=action.__doc__)
+        command[name].set_defaults(run=action)
+        command[name].add_argument("path", type=Path, metavar="PATH", help="folder of the cache: data/activations")
+        if action in (store_verify, store_repair, store_export):
+            command[name].add_argument(
                 "--threads", type=_positive, default=threads, help="files checked at once (%(default)s)"
             )
-    return parser
+    command["info"].add_argument("--json", action="store_true", help="print all of it as one JSON object")
+    command["verify"].add_argument("--full", action="store_true", help="read every file and compare its SHA-256")
+    mend = command["repair"]
+    mend.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings it was harvested with")
+    mend.add_argument("--device", default=os.environ.get("PIPELINE_DEVICE", "auto"), help="to harvest on (auto)")
+    mend.add_argument("--no-harvest", action="store_true", help="only restore copies, never run the language model")
+    mend.add_argument(
+        "--accept-different-bytes",
+        action="store_true",
+        help="keep shards that come out with other bytes than recorded: another cache, whose lineage says so",
+    )
+    command["export"].add_argument("destination", type=Path, metavar="DEST", help="folder to be made")
+    command["export"].add_argument("--codec", required=True, choices=CODECS, help="how to compress")
+    sample = command["sample"]
+    sample.add_argument("-n", "--num-rows", type=_positive, default=8, help="how many rows (%(default)s)")
+    sample.add_argument("--hook", help="of which hook (the first)")
+    sample.add_argument("--seed", type=int, default=0, help="which rows (%(default)s)")
+    sample.add_argument("--npy", type=Path, metavar="FILE", help="also save their bit patterns as a .npy file")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

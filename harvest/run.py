@@ -54,7 +54,7 @@ def run(
     check_model_fits(config, identity, max_positions=AutoConfig.from_pretrained(folder).max_position_embeddings)
     source = open_text(config.text)
     spec = cache_spec(config, identity=identity, lineage=source.lineage, compute_dtype=model.compute_dtype)
-    with exclusive_lock(scratch):
+    with exclusive_lock(scratch) as lease:
         kin = f"activations-{spec.digest[:16]}"
         own = scratch / f"{kin}-{config.num_sequences}-{config.num_held_out_sequences}"
         with CacheWriter(
@@ -63,20 +63,22 @@ def run(
             num_sequences=config.num_sequences,
             num_held_out_sequences=config.num_held_out_sequences,
             max_pending_bytes=MAX_PENDING_BYTES,
+            lease=lease,
         ) as writer:
             if reuse:
                 _adopt_earlier(writer, output, interrupted=sorted(scratch.glob(f"{kin}-*/cache")))
-            missing = _missing_shards(writer)
+            missing = missing_shards(writer)
             num_shards = sum(map(writer.num_shards, SPLITS))
             if len(missing) < num_shards:
                 num_kept = num_shards - len(missing)
                 print(f"harvest: {num_kept} of {num_shards} shards are unchanged and reused", file=sys.stderr)
             num_missing = sum(writer.shard_sequences(shard, split) for split, shard in missing)
             _check_free_space(own, spec, num_rows=num_missing * spec.rows_per_sequence)
-            windows = _packed_windows(own / "windows", source, config, folder=folder, identity=identity)
+            windows = packed_windows(own / "windows", source, config, folder=folder, identity=identity)
             if missing:
-                _harvest_shards(writer, missing, windows, spec=spec, folder=folder, device=device)
+                harvest_shards(writer, missing, windows, spec=spec, folder=folder, device=device)
             manifest = writer.finish()
+        lease.check()
         replace_folder(own / "cache", output)
         for finished in scratch.glob(f"{kin}-*"):
             shutil.rmtree(finished)
@@ -126,16 +128,16 @@ def _adopt_earlier(writer: CacheWriter, output: Path, *, interrupted: Sequence[P
     for folder in interrupted:
         writer.adopt({path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})
     for earlier in earlier_outputs(output.as_posix()):
-        if not _missing_shards(writer):
+        if not missing_shards(writer):
             return
         writer.adopt(earlier)
 
 
-def _missing_shards(writer: CacheWriter) -> list[tuple[Split, int]]:
+def missing_shards(writer: CacheWriter) -> list[tuple[Split, int]]:
     return [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
 
 
-def _packed_windows(
+def packed_windows(
     saved: Path, source: TextSource, config: HarvestConfig, *, folder: Path, identity: ModelIdentity
 ) -> Windows:
     """The token windows, from `saved` where an interrupted run left them: a large text is read once only."""
@@ -168,7 +170,7 @@ def _check_free_space(folder: Path, spec: CacheSpec, *, num_rows: int) -> None:
         )
 
 
-def _harvest_shards(
+def harvest_shards(
     writer: CacheWriter,
     shards: Sequence[tuple[Split, int]],
     windows: Windows,

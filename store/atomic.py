@@ -1,22 +1,34 @@
-"""Files that appear whole or not at all, folders that are replaced by renames, and the lock of a writer."""
+"""Files that appear whole or not at all, and folders that are replaced by renames."""
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
-import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from store.errors import Busy, StoreError
+from store.errors import StoreError
+from store.lease import exclusive_lock
 from store.record import plain
 
+__all__ = ["exclusive_lock"]
+
 TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_neighbour(path: Path, *, token: str = "") -> Path:
+    """Where a file is written before it gets its name: `<name>.<token>.<random>.tmp`, the token being its lease's."""
+    return path.with_name(f"{path.name}.{token}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+
+
+def clear_leftovers(folder: Path, *, token: str = "") -> None:
+    """Removes temporary files of dead writers below `folder`: all, but those of workers under the lease `token`."""
+    for path in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+        if not token or path.name.split(".")[-3:-2] != [token]:
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
@@ -27,12 +39,12 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], *, token: str = "") -> tuple[int, str]:
     """As `write_bytes`, part by part as they come: (bytes, SHA-256 in hex) of the file.
 
-    `token` names the writer in the temporary file's name. Whatever ends the writing, `path` is as it was before.
+    `token` names the writer's lease in the temporary's name. Whatever ends the writing, `path` is as it was before.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{token or uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    temporary = temporary_neighbour(path, token=token)
     hasher, nbytes = hashlib.sha256(), 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb", buffering=0) as file:
             for part in parts:
                 hasher.update(part)
@@ -59,7 +71,12 @@ def _write_whole(file: io.FileIO, part: bytes | memoryview) -> int:
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
     """Writes a record or plain value as JSON with sorted keys, so that equal values are equal bytes."""
-    write_bytes(path, (json.dumps(plain(value), sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401 - whatever JSON can hold
+    """The one spelling of a record or plain value as JSON: sorted keys, one item a line, ASCII."""
+    return (json.dumps(plain(value), sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON can hold
@@ -95,7 +112,7 @@ def file_sha256(path: Path) -> str:
 def link_or_copy(source: Path, target: Path) -> None:
     """Makes `target` the same file as `source` (a hard link), or a copy where file systems differ; atomic."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    temporary = temporary_neighbour(target)
     try:
         os.link(source.resolve(), temporary)
     except OSError:
@@ -113,24 +130,3 @@ def replace_folder(source: Path, target: Path) -> None:
     sync_folder(target.parent)
     for leftover in target.parent.glob(f".{target.name}.*.old"):  # of this swap, and of earlier ones that were killed
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` for one writer; `Busy` names the process that has it. The kernel frees it when a process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "an unknown process"
-            raise Busy(
-                f"{folder} is being written by {holder}. Wait for it to end, or stop it, and run this again"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-        file.truncate(0)

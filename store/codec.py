@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import numcodecs
 import numpy as np
+import pcodec
 import torch
 from numcodecs.abc import Codec
 from numpy.typing import NDArray
@@ -110,17 +111,27 @@ def _little(rows: Rows | Tensor, order: Numbers | None) -> NDArray[np.uint16]:
 
 
 def _general(
-    codec: Codec, serializer: dict[str, JSON], *compressors: dict[str, JSON], content: Callable[[Bytes], int]
+    codec: Codec,
+    serializer: dict[str, JSON],
+    *compressors: dict[str, JSON],
+    content: Callable[[Bytes], int],
+    fill: Callable[[Bytes, Rows], object] | None = None,
 ) -> _Codec:
-    """A general compressor over little-endian values; `content` says how many bytes a chunk claims to hold."""
+    """A general compressor over little-endian values.
+
+    `content` says how many bytes a chunk claims to hold, -1 if it does not say; `fill` decodes into an array instead of
+    the codec's own method.
+    """
 
     def decode(chunk: Bytes, shape: tuple[int, int], out: Rows, slots: Numbers) -> None:
         expected = 2 * shape[0] * shape[1]
         if (claimed := content(chunk)) not in (expected, -1):
             raise DamagedFile(f"expected a chunk of {expected} bytes in {codec.codec_id}, it claims {claimed}")
+        if expected == 0:
+            return  # the compressors encode nothing, but do not decode it
         raw = np.empty(expected, dtype=np.uint8)
         try:
-            decoded = codec.decode(chunk, out=raw.view("<u2"))
+            decoded = fill(chunk, raw.view("<u2")) if fill else codec.decode(chunk, out=raw.view("<u2"))
         except (RuntimeError, ValueError, TypeError) as error:
             raise DamagedFile(f"expected a chunk of {codec.codec_id}, it says: {error}") from error
         _raw(np.asarray(decoded).reshape(-1).view(np.uint8), shape, out, slots)
@@ -135,8 +146,21 @@ def _raw(chunk: Bytes, shape: tuple[int, int], out: Rows, slots: Numbers) -> Non
 
 
 def _blosc_content_nbytes(chunk: Bytes) -> int:
-    """The uncompressed size in a Blosc header (its bytes 4 to 7), 0 where there is no header."""
-    return int.from_bytes(chunk[4:8].tobytes(), "little") if chunk.nbytes >= 16 else 0
+    """The uncompressed size in a Blosc header (its bytes 4 to 7), 0 where there is none that states the chunk's size.
+
+    numcodecs gives Blosc no length to stay within: a header that states another one (bytes 12 to 15) would crash.
+    """
+    if chunk.nbytes < 16 or int.from_bytes(chunk[12:16].tobytes(), "little") != chunk.nbytes:
+        return 0
+    return int.from_bytes(chunk[4:8].tobytes(), "little")
+
+
+def _fill_from_pcodec(chunk: Bytes, out: Rows) -> Rows:
+    """Decodes all of `out`; numcodecs would leave what a chunk does not fill as it was in memory."""
+    progress = pcodec.standalone.simple_decompress_into(chunk.tobytes(), out)
+    if progress.n_processed != out.size or not progress.finished:
+        raise ValueError(f"{progress.n_processed} of {out.size} values")
+    return out
 
 
 _LITTLE: dict[str, JSON] = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -162,6 +186,7 @@ _CODECS: Mapping[str, _Codec] = {
         numcodecs.pcodec.PCodec(level=8),
         {"name": "numcodecs.pcodec", "configuration": {"level": 8}},
         content=lambda _: -1,
+        fill=_fill_from_pcodec,
     ),
     "none": _Codec(_LITTLE, (), lambda rows, order: (_little(rows, order).reshape(-1).view(np.uint8).data,), _raw),
 }

@@ -5,9 +5,14 @@ output before its stage runs, but its cache keeps the files: dvc.lock still desc
 runs, and the run-cache describes older ones. Everything here degrades to nothing: without DVC there are no pieces.
 """
 
+import contextlib
+import errno
 import json
+import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -56,7 +61,8 @@ def _cache_folder() -> Path | None:
 
 
 def _recorded_versions(output: str, cache: Path) -> Iterator[str]:
-    """Directory digests of `output`, from dvc.lock, then from the run-cache, newest first."""
+    """Directory digests of `output`, from its .dvc file or dvc.lock, then from the run-cache, newest first."""
+    yield from _digests(_load_yaml(Path(f"{output}.dvc")), Path(output).name)
     lock = _load_yaml(Path("dvc.lock"))
     stages = lock.get("stages")
     for stage in stages.values() if isinstance(stages, dict) else ():
@@ -81,6 +87,8 @@ def _files_of(cache: Path, md5: str) -> dict[str, Path]:
         return {}
     files = {}
     for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict):
+            continue
         name, content = str(entry.get("relpath")), str(entry.get("md5"))
         path = cache / "files" / "md5" / content[:2] / content[2:]
         if path.is_file():
@@ -94,3 +102,60 @@ def _load_yaml(path: Path) -> dict[str, object]:
     except (OSError, UnicodeDecodeError, YAMLError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
+
+
+FetchFile = Callable[[str, Path], bool]
+"""Copies the remote's version of a file of an output, by relative path, to a place; False where there is none."""
+
+
+@contextlib.contextmanager
+def remote_files(output: str) -> Iterator[FetchFile]:
+    """Gives a function that fetches single files of a DVC output from its remote, whatever the workspace or cache hold.
+
+    Args:
+        output: the folder as dvc.yaml or a .dvc file spells it, relative to the repository's root.
+
+    DVC looks into the workspace and into its cache before it asks the remote, and trusts both. So it is asked from an
+    empty copy of the repository: the files that say what is tracked, no data, and a cache of its own.
+    """
+    if not Path(".dvc").is_dir():
+        yield lambda _name, _target: False
+        return
+    # Slow to import, and of no use but here.
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc_data.index import DataIndexDirError
+
+    with tempfile.TemporaryDirectory(prefix="tracked-") as name:
+        root = Path(name)
+        (root / ".dvc").mkdir()
+        (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+        tracking = [Path(name) for name in ("dvc.yaml", "dvc.lock", "params.yaml", ".dvcignore")]
+        tracking += [*Path().glob("*.dvc"), *Path(output).parent.glob("*.dvc")]
+        for path in tracking:
+            if path.is_file():
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, root / path)
+        try:
+            with Repo(".") as repo:
+                remotes, default = dict(repo.config["remote"]), repo.config["core"].get("remote")
+            settings = {"remote": remotes, "core": {"remote": default}, "cache": {"dir": str(root / "cache")}}
+            tracked = DVCFileSystem(str(root), config=settings)
+        except DvcException:
+            yield lambda _name, _target: False
+            return
+
+        def fetch(name: str, target: Path) -> bool:
+            try:
+                with tracked.open(f"{output}/{name}", "rb") as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file, length=4 * 2**20)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except (DvcException, DataIndexDirError, OSError) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
+                return False
+            return True
+
+        yield fetch

@@ -1,86 +1,231 @@
-"""What a cache holds, in words, and whether its files are still those that were written."""
+"""What a cache holds, in words and numbers, and whether its files are still those that were written."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from store.atomic import file_sha256
-from store.manifest import MANIFEST_FILE, FileRecord, Manifest, load_manifest
+from store.errors import StoreError
+from store.layout import SPLITS, Split
+from store.manifest import (
+    MANIFEST_FILE,
+    FileRecord,
+    Manifest,
+    Moments,
+    ShardRecord,
+    ShardSums,
+    combine_moments,
+    load_manifest,
+    shard_record_path,
+    split_folder,
+)
+from store.record import plain
+from store.sealed import read_sealed
+
+_BLOCK_NBYTES = 4 * 2**20
+_METADATA = "zarr.json"
+"""Files that the fast check reads too: their few bytes decide how all others are read."""
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """All that is known of a cache without reading its rows, as JSON types: what `store info --json` prints."""
+    manifest = load_manifest(folder)
+    spec = manifest.spec
+    num_tokens = manifest.num_sequences * spec.context_length
+    raw_nbytes = 2 * (manifest.num_rows + manifest.split_rows("held_out")) * spec.model.d_model
+    return {
+        "folder": str(folder),
+        "format": manifest.format,
+        "data_digest": manifest.digest,
+        "spec_digest": spec.digest,
+        "spec": plain(spec),
+        "num_sequences": manifest.num_sequences,
+        "num_tokens": num_tokens,
+        "num_held_out_sequences": manifest.num_held_out_sequences,
+        "num_held_out_tokens": manifest.num_held_out_sequences * spec.context_length,
+        "num_rows": manifest.num_rows,
+        "num_held_out_rows": manifest.split_rows("held_out"),
+        "num_shards": manifest.num_shards,
+        "num_files": len(manifest.files) + 1,
+        "nbytes": sum(file.nbytes for file in manifest.files.values()) + (folder / MANIFEST_FILE).stat().st_size,
+        "hooks": {
+            hook: {
+                "nbytes": hook_nbytes(manifest, hook),
+                "raw_nbytes": raw_nbytes,
+                "ratio": raw_nbytes / hook_nbytes(manifest, hook),
+                **statistics(manifest.moments[hook]),
+            }
+            for hook in spec.hooks
+        },
+        "lineage": plain(manifest.lineage),
+    }
+
+
+def statistics(moments: Moments) -> dict[str, float]:
+    """E||x||^2, ||E x||, E||x - E x||^2, and the share of that variance in the top 1, the top 10 and the top 1 %."""
+    mean, mean_square = np.asarray(moments.mean), np.asarray(moments.mean_square)
+    variance = np.sort(np.maximum(mean_square - mean**2, 0.0))[::-1]
+    total = float(variance.sum())
+    percent = max(1, round(len(variance) / 100))
+    shares = {"1": 1, "10": 10, "percent": percent}
+    return {
+        "mean_squared_norm": moments.mean_squared_norm,
+        "norm_of_mean": float(np.linalg.norm(mean)),
+        "total_variance": total,
+        **{
+            f"variance_share_of_top_{name}": float(variance[:number].sum()) / total if total else 0.0
+            for name, number in shares.items()
+        },
+    }
 
 
 def describe(folder: Path) -> str:
-    """A page of text about the cache in `folder`: lineage, rows, sizes and compression per hook."""
-    manifest = load_manifest(folder)
+    """A page of text about the cache in `folder`: lineage, rows, sizes, compression and statistics per hook."""
+    manifest, known = load_manifest(folder), summary(folder)
     spec, model = manifest.spec, manifest.spec.model
     lines = [
         f"activation cache {folder}",
         f"  data digest      {manifest.digest}",
         f"  spec digest      {spec.digest}",
         f"  language model   {model.name}, revision {model.revision or 'local'}, weights {model.weights_sha256[:12]}, "
-        f"d_model {model.d_model}, {model.num_layers} layers",
-        f"  text             {json.dumps(spec.text, sort_keys=True)}",
-        f"  packing          {spec.packing}",
+        f"d_model {model.d_model}, {model.num_layers} layers, computed in {spec.compute_dtype}",
+        f"  text             {_shortened(json.dumps(spec.text, sort_keys=True))}",
+        f"  packing          {_shortened(spec.packing)}",
         f"  excluded         {', '.join(spec.excluded_positions)}",
         f"  sequences        {manifest.num_sequences:,} of {spec.context_length} tokens for training, "
         f"{manifest.num_held_out_sequences:,} held out (of {spec.held_out_fraction:.1%} of the documents)",
+        f"  tokens           {known['num_tokens']:,} for training, {known['num_held_out_tokens']:,} held out",
         f"  shards           {manifest.num_shards} of up to {spec.rows_per_shard:,} rows, chunks of "
         f"{spec.rows_per_chunk:,} rows, codec {spec.codec}",
+        f"  on disk          {known['nbytes'] / 1e6:,.1f} MB in {known['num_files']} files",
     ]
-    for hook in spec.hooks:
-        stored = hook_nbytes(manifest, hook)
-        raw = 2 * (manifest.num_rows + manifest.split_rows("held_out")) * model.d_model
-        lines.append(
-            f"  {hook}: {manifest.num_rows:,} rows, {stored / 1e6:,.1f} MB, {raw / stored:.3f} times smaller than raw "
-            f"bfloat16, E||x||^2 = {manifest.moments[hook].mean_squared_norm:,.1f}"
-        )
+    for origin in manifest.lineage:
+        changed = f", {', '.join(origin.changed_shards)} changed" if origin.changed_shards else ""
+        lines.append(f"  {origin.kind:<16} from {origin.source_digest} ({origin.source_codec}){changed}")
+    for hook, facts in known["hooks"].items():
+        lines += [
+            f"  {hook}: {manifest.num_rows:,} rows, {known['num_held_out_rows']:,} held out, "
+            f"{facts['nbytes'] / 1e6:,.1f} MB, {facts['ratio']:.3f} times smaller than raw bfloat16",
+            f"    E||x||^2 = {facts['mean_squared_norm']:,.1f}, ||E x|| = {facts['norm_of_mean']:,.2f}, variance "
+            f"{facts['total_variance']:,.1f}: {facts['variance_share_of_top_1']:.1%} of it in the top channel, "
+            f"{facts['variance_share_of_top_10']:.1%} in the top 10, "
+            f"{facts['variance_share_of_top_percent']:.1%} in the top 1 %",
+        ]
     return "\n".join(lines)
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
 def hook_nbytes(manifest: Manifest, hook: str) -> int:
     """Bytes that a hook's shards take on disk."""
-    return sum(
-        file.nbytes for name, file in manifest.files.items() if name.startswith((f"{hook}/c/", f"held_out/{hook}/c/"))
-    )
+    folders = tuple(f"{split_folder(split)}{hook}/c/" for split in SPLITS)
+    return sum(file.nbytes for name, file in manifest.files.items() if name.startswith(folders))
 
 
 def verify(folder: Path, *, full: bool, num_threads: int) -> list[str]:
-    """Checks every file of the manifest in `folder`; returns one line per file that is not as it was written.
+    """Checks every file of the cache in `folder`; returns one line per file that is not as it was written.
 
     Args:
-        folder: of the cache.
+        folder: of the cache. Its manifest must be whole: a StoreError says what is wrong with it.
         full: also read every byte and compare SHA-256 digests.
         num_threads: files read at once.
     """
     manifest = load_manifest(folder)
+    problems = find_problems(folder, manifest, full=full, num_threads=num_threads)
+    return [*problems.values(), *(f"{path}: expected no such file" for path in strangers(folder, manifest))]
 
-    def check(item: tuple[str, FileRecord]) -> str | None:
-        name, record = item
-        path = folder / name
+
+def find_problems(folder: Path, manifest: Manifest, *, full: bool, num_threads: int) -> dict[str, str]:
+    """What is wrong with files that the manifest lists, by name: a line that names the file and what was expected.
+
+    The largest files are read first, so that no thread is left alone with one of them at the end.
+    """
+    names = sorted(manifest.files, key=lambda name: (-manifest.files[name].nbytes, name))
+    wanted = {name for name in names if full or name.endswith(_METADATA)}
+    lock = threading.Lock()
+    with (
+        tqdm(
+            total=sum(manifest.files[name].nbytes for name in wanted),
+            unit="B", unit_scale=True, desc="verify", leave=False,
+        ) as progress,
+        ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as threads,
+    ):  # fmt: skip
+
+        def advance(nbytes: int) -> None:
+            with lock:
+                progress.update(nbytes)
+
+        def check(name: str) -> str | None:
+            return _file_problem(folder / name, manifest.files[name], read=name in wanted, advance=advance)
+
+        found = {name: problem for name, problem in zip(names, threads.map(check, names), strict=True) if problem}
+    found |= _record_problems(folder, manifest, skip=set(found))
+    return dict(sorted(found.items()))
+
+
+def _file_problem(path: Path, record: FileRecord, *, read: bool, advance: Callable[[int], None]) -> str | None:
+    try:
         if not path.is_file():
             return f"{path}: expected {record.nbytes} bytes, found no file"
-        if path.stat().st_size != record.nbytes:
-            return f"{path}: expected {record.nbytes} bytes, got {path.stat().st_size}"
-        if full and (got := file_sha256(path)) != record.sha256:
-            return f"{path}: expected SHA-256 {record.sha256}, got {got}"
-        return None
+        if (nbytes := path.stat().st_size) != record.nbytes:
+            return f"{path}: expected {record.nbytes} bytes, got {nbytes}"
+        if not read:
+            return None
+        hasher = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK_NBYTES):
+                hasher.update(block)
+                advance(len(block))
+    except OSError as error:
+        return f"{path}: expected {record.nbytes} bytes, could not be read: {error.strerror}"
+    if hasher.hexdigest() != record.sha256:
+        return f"{path}: expected SHA-256 {record.sha256}, got {hasher.hexdigest()}"
+    return None
 
-    with ThreadPoolExecutor(num_threads) as threads:
-        checked = tqdm(
-            threads.map(check, manifest.files.items()),
-            total=len(manifest.files),
-            unit="file",
-            desc="verify",
-            leave=False,
-        )
-        problems = [problem for problem in checked if problem is not None]
-    problems += [f"{path}: expected no such file" for path in _strangers(folder, manifest)]
+
+def _record_problems(folder: Path, manifest: Manifest, *, skip: set[str]) -> dict[str, str]:
+    """Shard records that are no records, or say something else than the manifest."""
+    problems: dict[str, str] = {}
+    for split in SPLITS:
+        sums: list[dict[str, ShardSums]] = []
+        for shard in range(manifest.spec.num_shards(manifest.split_sequences(split))):
+            name = shard_record_path(shard, split)
+            if name in skip:
+                continue
+            path = folder / name
+            try:
+                record = read_sealed(ShardRecord, path)
+            except StoreError as error:
+                problems[name] = f"{path}: {error}"
+                continue
+            sums.append(record.sums)
+            if not _belongs(record, manifest, shard, split):
+                problems[name] = f"{path}: expected the record of shard {shard} of this cache, got another's"
+        if split == "training" and len(sums) == manifest.num_shards and not problems:
+            for hook, moments in manifest.moments.items():
+                if combine_moments([each[hook] for each in sums]) != moments:
+                    path = folder / MANIFEST_FILE
+                    problems[MANIFEST_FILE] = f"{path}: expected the moments of {hook} to be those of its shards"
     return problems
 
 
-def _strangers(folder: Path, manifest: Manifest) -> Iterator[Path]:
+def _belongs(record: ShardRecord, manifest: Manifest, shard: int, split: Split) -> bool:
+    """Whether a record is that of this shard of this cache, and lists the files that the manifest does."""
+    widths = {len(sums.sum) for sums in record.sums.values()} | {len(s.sum_of_squares) for s in record.sums.values()}
+    named = (record.spec_digest, record.split, record.shard) == (manifest.spec.digest, split, shard)
+    listed = all(manifest.files.get(file) == entry for file, entry in record.files.items())
+    return named and listed and widths == {manifest.spec.model.d_model}
+
+
+def strangers(folder: Path, manifest: Manifest) -> Iterator[Path]:
     """Files that the manifest does not list: zarr would read some of them as data."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -14,11 +14,12 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.atomic import TEMPORARY_SUFFIX, file_sha256, link_or_copy, write_json, write_parts
+from store.atomic import clear_leftovers, file_sha256, link_or_copy, write_parts
 from store.codec import Parts, zarr_codecs
 from store.encoder import ShardPipeline, crc32c
 from store.errors import StoreError
 from store.layout import SPLITS, Numbers, Split, disk_order
+from store.lease import Lease
 from store.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -28,13 +29,13 @@ from store.manifest import (
     ShardRecord,
     ShardSums,
     combine_moments,
-    parse_record,
     row_shard_path,
     shard_record_path,
     split_folder,
     token_shard_path,
 )
 from store.planes import Rows
+from store.sealed import read_sealed, write_sealed
 
 GIB = 2**30
 TOKEN_ZSTD_LEVEL = 3
@@ -52,6 +53,7 @@ class CacheWriter:
         num_held_out_sequences: sequences of documents that training never sees.
         num_threads: that encode at once; one per core if None.
         max_pending_bytes: rows that may be submitted and not yet committed (see store/encoder.py).
+        lease: of a folder around it, checked before anything is committed.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class CacheWriter:
         num_held_out_sequences: int,
         num_threads: int | None = None,
         max_pending_bytes: int = 2 * GIB,
+        lease: Lease | None = None,
     ) -> None:
         for split, number in (("training", num_sequences), ("held-out", num_held_out_sequences)):
             if number < 1:
@@ -71,11 +74,11 @@ class CacheWriter:
                 )
         self.folder = folder
         self.spec = spec
+        self._lease = lease
         self.num_sequences = num_sequences
         self.num_held_out_sequences = num_held_out_sequences
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
+        clear_leftovers(folder, token=lease.token if lease else "")
         self._pipeline = ShardPipeline(
             num_threads=num_threads or os.cpu_count() or 1, max_pending_bytes=max_pending_bytes
         )
@@ -117,7 +120,7 @@ class CacheWriter:
     def _adopt_shard(self, shard: int, split: Split, earlier: Mapping[str, Path]) -> bool:
         path = earlier.get(shard_record_path(shard, split))
         try:
-            record = parse_record(ShardRecord, path) if path is not None else None
+            record = read_sealed(ShardRecord, path) if path is not None else None
         except (StoreError, OSError):
             return False
         if record is None or not self._fits(record, shard, split):
@@ -127,7 +130,7 @@ class CacheWriter:
             return False
         for name, source in sources.items():
             link_or_copy(source, self.folder / name)
-        write_json(self.folder / shard_record_path(shard, split), record)
+        write_sealed(self.folder / shard_record_path(shard, split), record)
         return True
 
     def submit_shard(
@@ -189,7 +192,15 @@ class CacheWriter:
             )
         committed = {split: [record for record in records[split] if record is not None] for split in SPLITS}
         files = {name: file for split in SPLITS for record in committed[split] for name, file in record.files.items()}
-        others = list(self._create_metadata())
+        self._check_lease()
+        try:
+            others = list(self._create_metadata())
+        except OSError as error:  # zarr's names no file
+            raise OSError(
+                error.errno,
+                f"could not write the zarr.json files below {self.folder}: {error.strerror}. "
+                "Free some space or choose another folder",
+            ) from error
         others += [shard_record_path(shard, split) for split in SPLITS for shard in range(self.num_shards(split))]
         for name in others:
             path = self.folder / name
@@ -207,8 +218,13 @@ class CacheWriter:
             moments={hook: combine_moments([record.sums[hook] for record in committed["training"]]) for hook in hooks},
             files=files,
         )
-        write_json(self.folder / MANIFEST_FILE, manifest)
+        self._check_lease()
+        write_sealed(self.folder / MANIFEST_FILE, manifest)
         return manifest
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def _split_sequences(self, split: Split) -> int:
         return self.num_sequences if split == "training" else self.num_held_out_sequences
@@ -241,7 +257,8 @@ class CacheWriter:
         )
         if set(record.sums) != set(rows):
             raise ValueError(f"expected sums of {', '.join(rows)} for shard {shard}, got {', '.join(record.sums)}")
-        write_json(self.folder / shard_record_path(shard, split), record)
+        self._check_lease()
+        write_sealed(self.folder / shard_record_path(shard, split), record)
 
     def _shard_parts(self, rows: Rows | Tensor, order: Numbers) -> Iterator[bytes | memoryview]:
         """The bytes of a zarr v3 shard: encoded inner chunks, each with its crc32c, then the index and its crc32c."""
@@ -256,7 +273,7 @@ class CacheWriter:
         yield crc32c((index.tobytes(),))
 
     def _write(self, name: str, parts: Iterator[bytes | memoryview] | Parts) -> FileRecord:
-        nbytes, sha256 = write_parts(self.folder / name, parts)
+        nbytes, sha256 = write_parts(self.folder / name, parts, token=self._lease.token if self._lease else "")
         return FileRecord(nbytes=nbytes, sha256=sha256)
 
     def _fits(self, record: ShardRecord, shard: int, split: Split) -> bool:
@@ -272,7 +289,7 @@ class CacheWriter:
         if not path.is_file():
             return None
         try:
-            record = parse_record(ShardRecord, path)
+            record = read_sealed(ShardRecord, path)
         except StoreError:
             return None  # a damaged record is no commitment: the shard is made again
         whole = all(

@@ -254,7 +254,7 @@ def test_a_killed_harvest_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
         assert tree(place.output) == expected
         shards = place.shard_files()
         assert {name: shards[name][0] for name in ("0", "1")} == {name: committed[name] for name in ("0", "1")}
-        assert [path.name for path in place.scratch.iterdir()] == [".lock"]
+        assert [path.name for path in place.scratch.iterdir()] == [".lease"]
 
 
 def test_shards_of_an_interrupted_harvest_serve_one_with_another_budget(
@@ -276,7 +276,7 @@ def test_shards_of_an_interrupted_harvest_serve_one_with_another_budget(
 def test_a_harvest_leaves_the_scratch_of_other_specs_alone_and_none_of_its_own(workplace: Workplace) -> None:
     (workplace.scratch / "activations-0123456789abcdef-20-3" / "cache").mkdir(parents=True)
     workplace.harvest()
-    assert sorted(path.name for path in workplace.scratch.iterdir()) == [".lock", "activations-0123456789abcdef-20-3"]
+    assert sorted(path.name for path in workplace.scratch.iterdir()) == [".lease", "activations-0123456789abcdef-20-3"]
 
 
 def test_a_failed_harvest_leaves_the_earlier_output_alone(workplace: Workplace, stories: Path) -> None:

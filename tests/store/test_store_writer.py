@@ -1,6 +1,5 @@
 """A cache is standard zarr, appears whole or not at all, and grows without touching what is there."""
 
-import json
 import resource
 import signal
 import threading
@@ -140,32 +139,6 @@ def test_combined_moments_by_hand() -> None:
     moments = combine_moments(shards)
     assert (moments.mean, moments.mean_square) == ([3.0, 4.0], [35 / 3, 56 / 3])
     assert moments.mean_squared_norm == pytest.approx(91 / 3)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda m: m | {"format": "activation-cache/9"},
-            "expected format 'activation-cache/2'.*got 'activation-cache/9'",
-        ),
-        (lambda m: {"hello": 1}, "expected format 'activation-cache/2'.*got None"),
-        (lambda m: {**m, "num_rows": "many"}, "to hold a Manifest, but num_rows: "),
-        (lambda m: [], "expected format"),
-    ],
-)
-def test_foreign_manifests_are_refused(make_cache: MakeCache, damage: Callable[..., object], message: str) -> None:
-    path = make_cache() / "manifest.json"
-    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
-    with pytest.raises(StoreError, match=message):
-        load_manifest(path.parent)
-
-
-def test_a_manifest_that_is_no_json_is_named(make_cache: MakeCache) -> None:
-    path = make_cache() / "manifest.json"
-    path.write_text("{")
-    with pytest.raises(StoreError, match=r"expected JSON in .*manifest\.json"):
-        load_manifest(path.parent)
 
 
 def test_rows_that_are_tensors_are_stored_as_the_same_bytes(make_cache: MakeCache, tmp_path: Path) -> None:
