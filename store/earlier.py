@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,7 +54,9 @@ def _cache_folder() -> Path | None:
     if not Path(".dvc").is_dir():
         return None
     try:
-        found = subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, timeout=60, check=True)
+        found = subprocess.run(
+            [sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     folder = Path(found.stdout.strip())

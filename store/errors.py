@@ -21,9 +21,9 @@ class Busy(StoreError):
     """Another process is writing here."""
 
 
-class LostLease(StoreError):
-    """Another process took over the folder that this one was writing to."""
-
-
 class Unreachable(StoreError):
     """A bucket or server that does not answer, does not let us in, or that no installed package can talk to."""
+
+
+class LostLease(StoreError):
+    """Another process took over the folder that this one was writing to."""
