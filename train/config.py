@@ -98,8 +98,8 @@ class VariantConfig(Record):
     """One treatment: a lambda, and any other setting. What is not given is that of the profile's `train` section."""
 
     schedule: LambdaSchedule = Field(alias="lambda")
-    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers. The
-    key in params.yaml is `lambda`."""
+    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers.
+    The key in params.yaml is `lambda`."""
     architecture: Architecture | None = None
     """Kind of SAE of this variant."""
     d_sae: NumLatents | None = None
@@ -180,8 +180,8 @@ def _check_together(settings: VariantSettings) -> None:
     if isinstance(settings.schedule, DualLambda):
         if not isinstance(settings.penalty, GramPenalty):
             raise ValueError(
-                "expected penalty: {kind: gram} beside lambda: {kind: dual}, whose target is a mean squared cosine over "
-                f"all pairs, got kind {settings.penalty.kind}. Change one of them"
+                "expected penalty: {kind: gram} beside lambda: {kind: dual}, whose target is a mean squared cosine "
+                f"over all pairs, got kind {settings.penalty.kind}. Change one of them"
             )
         if settings.schedule.target >= 1.0:
             raise ValueError(

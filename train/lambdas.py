@@ -197,7 +197,7 @@ def default_lambda_lr(num_steps: int) -> float:
 
 
 def least_coherence(d_sae: int, d_model: int) -> float:
-    """The least mean squared cosine between different latents that a decoder can have, max(0, (F - d) / (d (F - 1)))."""
+    """The least mean squared cosine between different latents of any decoder, max(0, (F - d) / (d (F - 1)))."""
     return max(0.0, (d_sae - d_model) / (d_model * (d_sae - 1)))
 
 

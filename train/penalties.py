@@ -3,8 +3,8 @@
 Shape suffixes: F latents, D d_model. u_f is the direction of latent f, W_dec_f / ||W_dec_f||.
 
     gram         P = ||G - I||_F^2 with G = U U^T: the sum of squared cosines over ordered pairs
-    max-cosine   P = 1/K sum_k 1/|C_k| sum_{i in C_k} (max_{j != i in C_k} u_i . u_j)^2 over K random chunks C_k of latents,
-                 drawn anew in each step (OrtSAE, arXiv 2509.22033)
+    max-cosine   P = 1/K sum_k 1/|C_k| sum_{i in C_k} (max_{j != i in C_k} u_i . u_j)^2 over K random chunks C_k of
+                 latents, drawn anew in each step (OrtSAE, arXiv 2509.22033)
 
 torch is imported inside the functions, so that reading settings does not wait for it.
 """
