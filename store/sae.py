@@ -229,7 +229,7 @@ def _check_weights(tensors: Mapping[str, Tensor], form: SAEForm, d_model: int, d
     per_latent = {"relu": ["b_enc"], "topk": ["b_enc"], "jumprelu": ["b_enc", "threshold"]}
     names = per_latent.get(form, ["b_gate", "r_mag", "b_mag"])
     expected: dict[str, tuple[int, ...]] = {"W_enc": (d_model, d_sae), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
-    expected |= {name: (d_sae,) for name in names}
+    expected |= dict.fromkeys(names, (d_sae,))
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if got != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         raise StoreError(f"expected float32 tensors {expected} for {where}, got {got}")

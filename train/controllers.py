@@ -113,7 +113,7 @@ class Lambdas:
         return torch.where(self._follows, following, self._scheduled)
 
     def update(self, scaled_penalty: Tensor, *, step: int, lr_factors: Sequence[float]) -> None:
-        """One step of the lambdas that follow training, given P (V,), scaled as in the loss, of the weights at `step`."""
+        """One step of the lambdas that follow training, given P (V,) of `step`, scaled as in the loss."""
         if not self.any_follows:
             return
         scaled_penalty = scaled_penalty.to(torch.float64)

@@ -246,7 +246,7 @@ class VariantGroup:
         return [index for index, finite in enumerate(finite_V.tolist()) if not finite and not self.frozen[index]]
 
     def freeze(self, index: int) -> None:
-        """Trains a variant no further: all its numbers become 0 and stay, its records NaN. The others notice nothing."""
+        """Trains a variant no further: its numbers become 0 and stay, its records NaN. The others notice nothing."""
         self.frozen[index] = True
         self._frozen_V[index] = True
         for tensor in self._per_variant():

@@ -46,8 +46,8 @@ def initial_weights(
 ) -> StackedWeights:
     """One SAE per seed; equal seeds give equal weights.
 
-    W_dec: random rows of length `decoder_length`. W_enc: its transpose. b_enc: 0. b_dec: `mean` (D,) of the raw training rows times `scale`,
-    so that training starts from centred rows.
+    W_dec: random rows of length `decoder_length`. W_enc: its transpose. b_enc: 0. b_dec: `mean` (D,) of the raw
+    training rows times `scale`, so that training starts from centred rows.
     """
     d_model = len(mean)
     drawn = {seed: initial_decoder(d_sae=d_sae, d_model=d_model, seed=seed) for seed in set(seeds)}

@@ -46,7 +46,7 @@ def clip_(gradients: Mapping[str, Tensor], largest_V: Tensor) -> None:
 
 
 class StackedAdam:
-    """Adam (Kingma & Ba 2015), with every variant's own rate, betas and epsilon, and moments stacked like the weights."""
+    """Adam (Kingma & Ba 2015), with every variant's own rate, betas and epsilon; moments are stacked as weights."""
 
     def __init__(self, parameters: Mapping[str, Tensor], settings: Sequence[VariantSettings]) -> None:
         """`parameters`: by name, each with the variants first; updated in place."""
@@ -58,7 +58,8 @@ class StackedAdam:
         # Variants that share all that Adam is told are updated by one call, whole tensors where all do.
         members: dict[tuple[float, ...], list[int | slice]] = {}
         for index, each in enumerate(settings):
-            key = (each.lr, each.adam_beta1, each.adam_beta2, each.adam_eps, each.lr_warm_up_fraction, each.lr_decay_fraction)  # fmt: skip
+            schedule = (each.lr_warm_up_fraction, each.lr_decay_fraction)
+            key = (each.lr, each.adam_beta1, each.adam_beta2, each.adam_eps, *schedule)
             members.setdefault(key, []).append(index)
         if len(members) == 1:
             members = {key: [slice(None)] for key in members}

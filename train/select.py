@@ -27,7 +27,7 @@ def keep_top_of_batch_(a_FB: Tensor, *, count: int) -> Tensor:
 
 
 def running_threshold(threshold_V: Tensor, smallest_V: Tensor) -> Tensor:
-    """The running mean of `smallest_V`, (V,) float64: the first value itself, then moved by THRESHOLD_RATE of the way."""
+    """The running mean of `smallest_V`, (V,) float64: the first itself, then moved by THRESHOLD_RATE of the way."""
     smallest_V = smallest_V.to(torch.float64)
     moved_V = threshold_V + THRESHOLD_RATE * (smallest_V - threshold_V)
     return torch.where(threshold_V.isnan(), smallest_V, moved_V)

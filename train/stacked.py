@@ -233,7 +233,10 @@ class StackedStep:
             W_enc=self.W_enc[variant].t().cpu().contiguous(),
             W_dec=self.W_dec[variant].cpu().clone(),
             b_dec=self.b_dec[variant].cpu().clone(),
-            **own,
+            b_enc=own["b_enc"],
+            threshold=own.get("threshold"),
+            r_mag=own.get("r_mag"),
+            b_mag=own.get("b_mag"),
         )
 
 
