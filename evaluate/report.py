@@ -4,7 +4,7 @@ The same inputs give the same bytes: no time, no host, no path of this machine.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from evaluate.compare import (
     BASELINE,
     METRICS,
     SAME_WITHIN,
+    all_settings,
     baseline_of,
     chance_best_match,
     compare,
     seed_groups,
     shared_latents,
+    shown_in_full,
 )
 from evaluate.config import EvaluateConfig
 from evaluate.evidence import Evidence, gather
@@ -103,6 +105,8 @@ def page_context(evidence: Evidence) -> dict[str, Any]:
     reference = {name: baseline_of(name, cards) for name in cards}
     first = next(iter(cards.values()))
     groups = seed_groups(cards, metrics)
+    shown = shown_in_full(cards)
+    common, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
     return {
         "question": QUESTION,
         "lead": lead(evidence),
@@ -114,11 +118,12 @@ def page_context(evidence: Evidence) -> dict[str, Any]:
         "same_within": f"{SAME_WITHIN:.0%}",
         "rows": [_row(index, name, metrics, reference[name]) for index, name in enumerate(cards)],
         "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
-        "pictures": pictures.all_pictures(evidence),
-        "shared": shared_latents(evidence.decoders),
+        "shown": "" if len(shown) == len(cards) else listed_names(shown),
+        "pictures": pictures.all_pictures(evidence, shown),
+        "shared": shared_latents({name: evidence.decoders[name] for name in shown}),
         "chance_match": chance_best_match(first.d_sae, first.d_model),
-        "settings": settings_table({name: card.variant for name, card in cards.items()}),
-        "train": sorted({key: value for card in cards.values() for key, value in flat(card.train).items()}.items()),
+        "settings": settings_table(own),
+        "train": sorted(flat(common).items()),
         "training": training_facts(evidence),
         "data": data_facts(evidence),
         "benchmarks": list(BENCHMARKS.values()),
@@ -156,6 +161,24 @@ def key_figures(evidence: Evidence) -> list[tuple[str, str]]:
 def _row(index: int, name: str, metrics: Mapping[str, Mapping[str, float]], other: str | None) -> dict[str, Any]:
     compared = compare(metrics[name], None if other in (None, name) else metrics[str(other)])
     return {"name": name, "colour": series_class(index), "reference": other, "cells": compared}
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """All names, with commas."""
+    return ", ".join(names)
+
+
+def shared_and_own(
+    settings: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Settings that all variants have alike, and what each has of the rest. Lambda is always a variant's own."""
+    first, *others = settings.values()
+    alike = {
+        key: value
+        for key, value in first.items()
+        if key != "lambda" and all(key in other and other[key] == value for other in others)
+    }
+    return alike, {name: {k: v for k, v in each.items() if k not in alike} for name, each in settings.items()}
 
 
 def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
