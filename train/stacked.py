@@ -13,7 +13,7 @@ from store.sae import SAEWeights
 from train.architectures import AuxK, Gated, JumpReLU, MatryoshkaBatchTopK
 from train.config import VariantSettings
 from train.initialise import StackedWeights
-from train.select import running_threshold, top_dead
+from train.select import running_threshold, smallest_of_top, top_dead
 
 
 class Forward(NamedTuple):
@@ -133,6 +133,9 @@ class StackedStep:
         error_VBD = torch.baddbmm(cast["b_dec"][:, None, :] - x_BD, forward.activations_VBF, cast["W_dec"])
         mse_V = _mean_square(error_VBD)
         auxiliary_V = forward.auxiliary_V
+        if self._aux_k:
+            # Of one layout whether AuxK adds to it or not: no variant's rounding may depend on another's dead latents.
+            forward.pre_VBF.register_hook(torch.Tensor.contiguous)
         if dead_VF is not None and self._aux_k:
             auxiliary_V = auxiliary_V + self._aux(forward.pre_VBF, error_VBD.detach(), cast["W_dec"], dead_VF)
         sparse_V = sparsity_V.to(forward.sparsity_V.dtype) * forward.sparsity_V
@@ -173,7 +176,7 @@ class StackedStep:
         for each, a_BF in zip(self._settings, positive_VBF.detach(), strict=True):
             assert isinstance(each.architecture, MatryoshkaBatchTopK)
             count = each.architecture.k * self._batch_rows
-            smallest.append(a_BF.flatten().topk(count, sorted=False).values.min())
+            smallest.append(smallest_of_top(a_BF, count=count))
         smallest_V = torch.stack(smallest)
         self.threshold_V.copy_(running_threshold(self.threshold_V, smallest_V))
         a_VBF = positive_VBF * (positive_VBF.detach() >= smallest_V[:, None, None])

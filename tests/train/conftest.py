@@ -10,7 +10,7 @@ import torch
 
 from store.manifest import CacheSpec, ModelIdentity, ShardSums
 from store.writer import CacheWriter
-from train.config import VARIANTS, TrainConfig, VariantConfig
+from train.config import VARIANTS, TrainConfig, VariantConfig, VariantSettings, resolve
 
 HOOK = "blocks.1.hook_resid_post"
 D_MODEL = 16
@@ -109,6 +109,17 @@ FIVE: dict[str, Any] = {
 def settings() -> dict[str, Any]:
     """A complete `train` section, to be changed by the test."""
     return dict(SETTINGS)
+
+
+@pytest.fixture
+def resolved() -> Callable[..., VariantSettings]:
+    """Every setting of one variant: resolved(lam={...}, l1=...), lambda 0 where it is not given."""
+
+    def make(lam: dict[str, Any] | None = None, **changes: Any) -> VariantSettings:  # noqa: ANN401
+        variant = VariantConfig.model_validate({"lambda": lam or {"kind": "fixed", "value": 0.0}})
+        return resolve(TrainConfig.model_validate({**SETTINGS, **changes}), variant)
+
+    return make
 
 
 @pytest.fixture
