@@ -73,8 +73,8 @@ def _against_l0(evidence: Evidence, key: str, label: str, caption: str) -> Pictu
     metrics = evidence.metrics()
     title, description = f"L0 against {label}", f"{label} against L0 for {', '.join(metrics)}"
     if len(metrics) <= MANY:
-        points = {name: (values["l0"], values[key]) for name, values in metrics.items()}
-        drawn = scatter(points, x_label="L0", y_label=label, description=description)
+        dots = {name: (values["l0"], values[key]) for name, values in metrics.items()}
+        drawn = scatter(dots, x_label="L0", y_label=label, description=description)
         return Picture(title, caption, Markup(drawn))
     drawn_families, legend, dashed = [], [], ""
     for index, (name, members) in enumerate(families(evidence.cards).items()):
