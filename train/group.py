@@ -19,10 +19,13 @@ from train.batches import load_batch
 from train.config import VariantSettings, check_against_data
 from train.controllers import Lambdas, penalty_divisor
 from train.engine import Step, live_state, make_step, sparsity_coefficient
+from train.lambdas import NO_PENALTY
 from train.metrics import COLUMNS, explained_variance, mean_max_cosine
 from train.optimizer import StackedAdam, clip_, remove_parallel_part_, renormalise_
 from train.resample import resample_
 from train.schedule import lr_factor, warm_up_factor
+
+_PENALTY_NUMBERS = 2**22
 
 
 def make_group(
@@ -75,6 +78,7 @@ class VariantGroup:
         """Which variants are trained no further."""
         self._frozen_V = torch.zeros(len(settings), dtype=torch.bool)
         self._unit = settings[0].decoder_norm == "unit"
+        self._penalty_runs = penalty_runs(settings, numbers_each=min(step.W_dec.shape[1:]) ** 2)
         self._divisors_V = self._column([penalty_divisor(each) for each in settings])
         self._scaled_V = torch.zeros(len(settings), dtype=torch.float64, device=self._device)
         clips = [torch.inf if each.gradient_clip is None else each.gradient_clip for each in settings]
@@ -98,7 +102,7 @@ class VariantGroup:
         self._rows_since_fired_VF += self._batch_rows
         self._rows_since_fired_VF.masked_fill_(step.activation_sum_VF > 0, 0)
         lambda_V = self.lambdas.at(now)
-        self._add_penalties(lambda_V, now)
+        self.add_penalties(lambda_V, now)
         lr_factors = self._lr_factors(now)
         record = self._record(lambda_V, lr_factors, log_cosines=log_cosines).cpu() if log else None
         self._update(lr_factors)
@@ -140,23 +144,23 @@ class VariantGroup:
             return None
         return dead_VF
 
-    def _add_penalties(self, lambda_V: Tensor, now: int) -> None:
+    def add_penalties(self, lambda_V: Tensor, now: int) -> None:
         """Adds lambda dP/dW_dec of the variants that have a penalty, and keeps their P, scaled as in the loss."""
         weight_V = lambda_V / self._divisors_V
-        for index in self.lambdas.penalised:
-            each = self._settings[index]
-            factor = each.penalty.factor(now)
-            if factor == 0.0 or self.frozen[index]:
+        for members in self._penalty_runs:
+            penalty = self._settings[members.start].penalty
+            factor = penalty.factor(now)
+            if factor == 0.0:
                 continue
-            penalty = each.penalty.add_gradient_(
-                self._step.W_dec[index],
-                self._step.W_dec_gradient[index],
-                weight=weight_V[index] * factor,
+            penalty_V = penalty.add_gradients_(
+                self._step.W_dec[members],
+                self._step.W_dec_gradient[members],
+                weight_V=weight_V[members] * factor,
                 unit=self._unit,
-                seed=each.seed,
+                seeds=[each.seed for each in self._settings[members]],
                 step=now,
             )
-            self._scaled_V[index] = penalty / self._divisors_V[index]
+            self._scaled_V[members] = penalty_V.to(torch.float64) / self._divisors_V[members]
 
     def _update(self, lr_factors: list[float]) -> None:
         """From gradients to new weights."""
@@ -282,3 +286,22 @@ class VariantGroup:
         self.frozen = self._frozen_V.tolist()
         self._adam.set_num_steps_done(num_steps_done)
         self.num_steps_done = num_steps_done
+
+
+def penalty_runs(settings: Sequence[VariantSettings], *, numbers_each: int) -> list[slice]:
+    """Neighbouring variants with the same penalty, to be computed at once: few calls where decoders are small.
+
+    `numbers_each`: what the penalty of one variant takes in memory; `_PENALTY_NUMBERS` of them may exist at once.
+    """
+    most = max(1, _PENALTY_NUMBERS // numbers_each)
+    runs: list[slice] = []
+    for index, each in enumerate(settings):
+        if each.schedule == NO_PENALTY:
+            continue
+        last = runs[-1] if runs else slice(0, 0)
+        fits = last.stop == index > last.start and index - last.start < most
+        if fits and settings[last.start].penalty == each.penalty:
+            runs[-1] = slice(last.start, index + 1)
+        else:
+            runs.append(slice(index, index + 1))
+    return runs

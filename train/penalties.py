@@ -1,4 +1,4 @@
-"""The penalties that push decoder directions apart. A new one is a record with two functions here.
+"""The penalties that push decoder directions apart. A new one is a record with two methods here.
 
 Shape suffixes: F latents, D d_model. u_f is the direction of latent f, W_dec_f / ||W_dec_f||.
 
@@ -9,6 +9,7 @@ Shape suffixes: F latents, D d_model. u_f is the direction of latent f, W_dec_f 
 torch is imported inside the functions, so that reading settings does not wait for it.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -35,35 +36,45 @@ class GramPenalty(Record):
         del step
         return 1.0
 
-    def add_gradient_(
-        self, W_dec_FD: "Tensor", gradient_FD: "Tensor", *, weight: "Tensor", unit: bool, seed: int, step: int
+    def add_gradients_(
+        self,
+        W_dec_VFD: "Tensor",
+        gradient_VFD: "Tensor",
+        *,
+        weight_V: "Tensor",
+        unit: bool,
+        seeds: Sequence[int],
+        step: int,
     ) -> "Tensor":
-        """Adds weight () * dP/dW_dec to the gradient, and returns P (). See store/geometry.py for the formula.
+        """Adds weight * dP/dW_dec to the gradients in place, and returns P (V,). See store/geometry.py for the formula.
 
         With `unit` rows the part along each row is left in: the caller projects the whole gradient.
         """
+        import torch
+
         from store.geometry import gram_penalty_and_gradient, gram_penalty_bound
 
-        del seed, step
+        del seeds, step
+        weight_V11 = weight_V.to(W_dec_VFD.dtype)[:, None, None]
         if not unit:
-            penalty, _, own_FD = gram_penalty_and_gradient(W_dec_FD)
-            gradient_FD.addcmul_(own_FD, weight.to(own_FD.dtype))
-            return penalty
-        F, D = W_dec_FD.shape
+            penalty_V, _, own_VFD = gram_penalty_and_gradient(W_dec_VFD)
+            gradient_VFD.addcmul_(own_VFD, weight_V11)
+            return penalty_V
+        _, F, D = W_dec_VFD.shape
+        W_dec_VDF = W_dec_VFD.transpose(1, 2)
         if F > D:
-            deviation = W_dec_FD.t() @ W_dec_FD
-            deviation.diagonal().sub_(F / D)
+            deviation = torch.bmm(W_dec_VDF, W_dec_VFD)
+            deviation.diagonal(dim1=1, dim2=2).sub_(F / D)
         else:
-            deviation = W_dec_FD @ W_dec_FD.t()
-            deviation.diagonal().zero_()
-        flat = deviation.view(-1)
-        excess = flat.dot(flat)
-        deviation.mul_(4.0 * weight.to(deviation.dtype))
+            deviation = torch.bmm(W_dec_VFD, W_dec_VDF)
+            deviation.diagonal(dim1=1, dim2=2).zero_()
+        excess_V = torch.linalg.vector_norm(deviation, dim=(1, 2)).square_()
+        deviation.mul_(4.0 * weight_V11)
         if F > D:
-            gradient_FD.addmm_(W_dec_FD, deviation)
+            gradient_VFD.baddbmm_(W_dec_VFD, deviation)
         else:
-            gradient_FD.addmm_(deviation, W_dec_FD)
-        return excess + gram_penalty_bound(F, D)
+            gradient_VFD.baddbmm_(deviation, W_dec_VFD)
+        return excess_V + gram_penalty_bound(F, D)
 
 
 class MaxCosinePenalty(Record):
@@ -80,10 +91,17 @@ class MaxCosinePenalty(Record):
         """What lambda is multiplied with in `step`; 0 where the penalty is not computed."""
         return float(self.every_steps) if step % self.every_steps == 0 else 0.0
 
-    def add_gradient_(
-        self, W_dec_FD: "Tensor", gradient_FD: "Tensor", *, weight: "Tensor", unit: bool, seed: int, step: int
+    def add_gradients_(
+        self,
+        W_dec_VFD: "Tensor",
+        gradient_VFD: "Tensor",
+        *,
+        weight_V: "Tensor",
+        unit: bool,
+        seeds: Sequence[int],
+        step: int,
     ) -> "Tensor":
-        """Adds weight () * dP/dW_dec to the gradient, and returns P ().
+        """Adds weight * dP/dW_dec to the gradients in place, and returns P (V,).
 
         Each row has one partner, its nearest: with w = 1 / (K |C_k|) and c = u_i . u_j, u_i receives 2 w c u_j and u_j
         receives 2 w c u_i; through the normalisation of a row of length n that is (g - (g . u) u) / n.
@@ -92,25 +110,34 @@ class MaxCosinePenalty(Record):
 
         from store.geometry import unit_rows
 
-        U_FD = W_dec_FD if unit else unit_rows(W_dec_FD)
-        chunks = latent_chunks(len(U_FD), self.chunk_latents, seed=seed, step=step)
-        penalty = U_FD.new_zeros(())
-        own_FD = U_FD.new_zeros(U_FD.shape)
-        for chunk in chunks:
-            members = U_FD.new_tensor(chunk, dtype=torch.int64)
-            C_ND = U_FD if len(chunks) == 1 else U_FD[members]
-            cosine_N, partner_N = nearest(C_ND)
-            share = 1.0 / (len(chunks) * len(C_ND))
-            penalty = penalty + share * cosine_N.dot(cosine_N)
-            scaled_N1 = (2.0 * share * cosine_N)[:, None]
-            chunk_gradient_ND = scaled_N1 * C_ND[partner_N]
-            _add_rows_(chunk_gradient_ND, partner_N, scaled_N1 * C_ND)
-            own_FD[members] = chunk_gradient_ND
-        if not unit:
-            own_FD -= (own_FD * U_FD).sum(dim=1, keepdim=True) * U_FD
-            own_FD /= W_dec_FD.norm(dim=1, keepdim=True)
-        gradient_FD.addcmul_(own_FD, weight.to(own_FD.dtype))
-        return penalty
+        penalties = []
+        for W_dec_FD, gradient_FD, weight, seed in zip(W_dec_VFD, gradient_VFD, weight_V, seeds, strict=True):
+            U_FD = W_dec_FD if unit else unit_rows(W_dec_FD)
+            penalty, own_FD = _max_cosine(U_FD, latent_chunks(len(U_FD), self.chunk_latents, seed=seed, step=step))
+            if not unit:
+                own_FD -= (own_FD * U_FD).sum(dim=1, keepdim=True) * U_FD
+                own_FD /= W_dec_FD.norm(dim=1, keepdim=True)
+            gradient_FD.addcmul_(own_FD, weight.to(own_FD.dtype))
+            penalties.append(penalty)
+        return torch.stack(penalties)
+
+
+def _max_cosine(U_FD: "Tensor", chunks: Sequence[NDArray[np.int64]]) -> tuple["Tensor", "Tensor"]:
+    """P () and dP/dU (F, D) of directions and their partition."""
+    import torch
+
+    penalty, gradient_FD = U_FD.new_zeros(()), torch.zeros_like(U_FD)
+    for chunk in chunks:
+        members = torch.from_numpy(chunk).to(U_FD.device)
+        C_ND = U_FD if len(chunks) == 1 else U_FD[members]
+        cosine_N, partner_N = nearest(C_ND)
+        share = 1.0 / (len(chunks) * len(C_ND))
+        penalty = penalty + share * cosine_N.dot(cosine_N)
+        scaled_N1 = (2.0 * share * cosine_N)[:, None]
+        chunk_gradient_ND = scaled_N1 * C_ND[partner_N]
+        _add_rows_(chunk_gradient_ND, partner_N, scaled_N1 * C_ND)
+        gradient_FD[members] = chunk_gradient_ND
+    return penalty, gradient_FD
 
 
 Penalty = Annotated[GramPenalty | MaxCosinePenalty, Field(discriminator="kind")]

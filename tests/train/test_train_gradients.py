@@ -190,10 +190,10 @@ def test_loss_and_gradients_equal_autograd_in_float64(
         torch.testing.assert_close(own_loss(step, variant), loss.detach(), rtol=1e-12, atol=0)
         loss = loss + lam * naive_penalty(penalty, parameters["W_dec"])
         expected = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-        step_weight = torch.tensor(lam, dtype=torch.float64)
-        settings.penalty.add_gradient_(
-            step.W_dec[variant], step.W_dec_gradient[variant],
-            weight=step_weight, unit=norm == "unit", seed=0, step=0,
+        this = slice(variant, variant + 1)
+        settings.penalty.add_gradients_(
+            step.W_dec[this], step.W_dec_gradient[this],
+            weight_V=torch.tensor([lam], dtype=torch.float64), unit=norm == "unit", seeds=[0], step=0,
         )  # fmt: skip
         got = named(step, variant, gradients=True)
         assert set(got) == set(expected)
