@@ -136,10 +136,13 @@ def baseline_of(variant: str, cards: Mapping[str, SAECard]) -> str | None:
 
 
 def families(cards: Mapping[str, SAECard]) -> dict[str, list[str]]:
-    """Variants that differ in seed and sparsity (l1, k) alone, under the name of the first of each family."""
+    """Variants that differ in seed and sparsity (l1, k, l0) alone, under the name of the first of each family."""
     by_treatment: dict[str, list[str]] = {}
     for name, card in cards.items():
-        settings = {key: value for key, value in all_settings(card).items() if key not in ("seed", "l1", "k")}
+        settings = {key: value for key, value in all_settings(card).items() if key not in ("seed", "l1")}
+        architecture = settings.get("architecture")
+        if isinstance(architecture, dict):
+            settings["architecture"] = {key: value for key, value in architecture.items() if key not in ("k", "l0")}
         by_treatment.setdefault(digest({"settings": settings, "d_sae": card.d_sae}), []).append(name)
     return {names[0]: names for names in by_treatment.values()}
 

@@ -4,7 +4,7 @@ The same inputs give the same bytes: no time, no host, no path of this machine.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from evaluate.compare import (
 )
 from evaluate.config import EvaluateConfig
 from evaluate.evidence import Evidence, gather
-from evaluate.findings import number
+from evaluate.findings import listed, number
 from evaluate.story import findings
 from store.atomic import write_bytes
 from store.record import plain
@@ -118,7 +118,7 @@ def page_context(evidence: Evidence) -> dict[str, Any]:
         "same_within": f"{SAME_WITHIN:.0%}",
         "rows": [_row(index, name, metrics, reference[name]) for index, name in enumerate(cards)],
         "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
-        "shown": "" if len(shown) == len(cards) else listed_names(shown),
+        "shown": "" if len(shown) == len(cards) else listed(shown),
         "pictures": pictures.all_pictures(evidence, shown),
         "shared": shared_latents({name: evidence.decoders[name] for name in shown}),
         "chance_match": chance_best_match(first.d_sae, first.d_model),
@@ -136,8 +136,11 @@ def lead(evidence: Evidence) -> str:
     """One sentence that says what the page is about."""
     spec = evidence.manifest.spec
     first = next(iter(evidence.cards.values()))
+    sizes = sorted({card.d_sae for card in evidence.cards.values()})
+    kinds = dict.fromkeys(card.architecture for card in evidence.cards.values())
     return (
-        f"{len(evidence.cards)} sparse autoencoders of {first.d_sae:,} latents, trained on the same batches of "
+        f"{len(evidence.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
+        f"latents, trained on the same batches of "
         f"activations of {spec.model.name} at {first.hook} ({first.d_model} channels), and judged on text that they "
         "never saw."
     )
@@ -161,11 +164,6 @@ def key_figures(evidence: Evidence) -> list[tuple[str, str]]:
 def _row(index: int, name: str, metrics: Mapping[str, Mapping[str, float]], other: str | None) -> dict[str, Any]:
     compared = compare(metrics[name], None if other in (None, name) else metrics[str(other)])
     return {"name": name, "colour": series_class(index), "reference": other, "cells": compared}
-
-
-def listed_names(names: Sequence[str]) -> str:
-    """All names, with commas."""
-    return ", ".join(names)
 
 
 def shared_and_own(
