@@ -11,6 +11,7 @@ import torch
 from store.atomic import exclusive_lock, read_json, replace_folder, write_json
 from store.earlier import earlier_outputs, files_in
 from store.errors import StoreError
+from store.manifest import Manifest
 from store.reader import ActivationCache
 from store.sae import load_card
 from train.cluster import connect, run_here, run_on, workers_of
@@ -27,7 +28,7 @@ from train.fused import product_dtype
 from train.grouping import plan_groups, plan_passes, spread
 from train.memory import default_budget
 from train.reuse import take_earlier
-from train.task import How, Task, plan_run, trained_folder
+from train.task import How, Task, plan_run, stop_file, trained_folder
 from train.telemetry import check_watching
 from train.variants import ResolvedVariant, resolve_variants
 
@@ -88,8 +89,8 @@ def run(
         missing = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
         if missing:
             _train(
-                _unique(missing), config, cache=cache, scratch=scratch, how=how, budget_bytes=budget_bytes,
-                scheduler=scheduler,
+                _unique(missing), config, cache_folder=cache_folder, manifest=cache.manifest, scratch=scratch,
+                how=how, budget_bytes=budget_bytes, scheduler=scheduler,
             )  # fmt: skip
             left = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
             assert not left, left
@@ -130,7 +131,8 @@ def _train(
     missing: Sequence[ResolvedVariant],
     config: TrainConfig,
     *,
-    cache: ActivationCache,
+    cache_folder: Path,
+    manifest: Manifest,
     scratch: Path,
     how: How,
     budget_bytes: int | None,
@@ -138,14 +140,15 @@ def _train(
 ) -> None:
     """Trains the variants; each is in its folder of `scratch`/trained when this returns. SystemExit if stopped."""
     budget = budget_bytes or default_budget(torch.device(how.device))
+    stop_file(scratch).unlink(missing_ok=True)  # of a run that was killed while it stopped its workers
 
     def planned(num_workers: int) -> list[Task]:
         compositions = _kept_plan(scratch, missing) or _plan(
-            missing, config, budget, d_model=cache.spec.model.d_model, how=how, num_workers=num_workers
+            missing, config, budget, d_model=manifest.spec.model.d_model, how=how, num_workers=num_workers
         )
         _write_plan(scratch, compositions)
         return [
-            Task(groups, config, cache.folder.resolve(), cache.manifest.digest, scratch.resolve(), how, title)
+            Task(groups, config, cache_folder.resolve(), manifest.digest, scratch.resolve(), how, title)
             for groups, title in zip(compositions, _titles(len(compositions)), strict=True)
         ]
 

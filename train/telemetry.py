@@ -93,7 +93,22 @@ class WeightsAndBiases:
         """`settings` and `keys` by variant."""
         import wandb  # only here: it takes a second, and most runs do without
 
-        self._runs = {
+        try:
+            self._runs = self._opened(wandb, project, settings, keys)
+        except wandb.errors.Error as error:
+            raise ValueError(
+                f"expected to open the Weights & Biases project {project!r}, but: {error}. Run `wandb login`, set "
+                "WANDB_MODE=offline, or leave --wandb out"
+            ) from error
+
+    @staticmethod
+    def _opened(
+        wandb: Any,  # noqa: ANN401 - a module
+        project: str,
+        settings: Mapping[str, Mapping[str, Any]],
+        keys: Mapping[str, str],
+    ) -> dict[str, Any]:
+        return {
             name: wandb.init(
                 project=project,
                 name=name,
