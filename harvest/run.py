@@ -3,10 +3,10 @@
 A process that is killed loses the shard it was computing; the next run continues behind the committed ones.
 """
 
+import functools
 import shutil
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,16 @@ from language_model.hooks import check_hooks
 from language_model.load import identify, load_model, load_tokenizer, resolve
 from store.atomic import exclusive_lock, replace_folder
 from store.earlier import earlier_outputs
-from store.manifest import CacheSpec, Manifest, ModelIdentity
+from store.layout import SPLITS, Split
+from store.manifest import CacheSpec, Manifest, ModelIdentity, ShardSums
 from store.writer import CacheWriter
 
-HARVEST_VERSION = 1
+HARVEST_VERSION = 2
 """Raise it by hand when the same spec would give other bytes: packing, rounding, what is left out."""
 
 MAX_SHARD_BYTES = 4 * 2**30
+MAX_PENDING_BYTES = 2**31
+"""Rows that wait to be encoded and written; the model waits when there are more."""
 BEST_COMPRESSION = 1.7
 """Above what any codec reached on real activations, so that a harvest is refused only where it cannot fit."""
 
@@ -54,20 +57,26 @@ def run(
     with exclusive_lock(scratch):
         kin = f"activations-{spec.digest[:16]}"
         own = scratch / f"{kin}-{config.num_sequences}-{config.num_held_out_sequences}"
-        writer = CacheWriter(own / "cache", spec, num_sequences=config.num_sequences)
-        if reuse:
-            _adopt_earlier(writer, output, interrupted=sorted(scratch.glob(f"{kin}-*/cache")))
-        missing = writer.missing_shards()
-        if len(missing) < writer.num_shards:
-            num_kept = writer.num_shards - len(missing)
-            print(f"harvest: {num_kept} of {writer.num_shards} shards are unchanged and reused", file=sys.stderr)
-        num_missing = sum(map(writer.shard_sequences, missing))
-        _check_free_space(own, spec, num_rows=num_missing * spec.rows_per_sequence)
-        windows = _packed_windows(own / "windows", source, config, folder=folder, identity=identity)
-        if missing:
-            _harvest_shards(writer, missing, windows.training, spec=spec, folder=folder, device=device)
-        writer.write_held_out(windows.held_out)
-        manifest = writer.finish()
+        with CacheWriter(
+            own / "cache",
+            spec,
+            num_sequences=config.num_sequences,
+            num_held_out_sequences=config.num_held_out_sequences,
+            max_pending_bytes=MAX_PENDING_BYTES,
+        ) as writer:
+            if reuse:
+                _adopt_earlier(writer, output, interrupted=sorted(scratch.glob(f"{kin}-*/cache")))
+            missing = _missing_shards(writer)
+            num_shards = sum(map(writer.num_shards, SPLITS))
+            if len(missing) < num_shards:
+                num_kept = num_shards - len(missing)
+                print(f"harvest: {num_kept} of {num_shards} shards are unchanged and reused", file=sys.stderr)
+            num_missing = sum(writer.shard_sequences(shard, split) for split, shard in missing)
+            _check_free_space(own, spec, num_rows=num_missing * spec.rows_per_sequence)
+            windows = _packed_windows(own / "windows", source, config, folder=folder, identity=identity)
+            if missing:
+                _harvest_shards(writer, missing, windows, spec=spec, folder=folder, device=device)
+            manifest = writer.finish()
         replace_folder(own / "cache", output)
         for finished in scratch.glob(f"{kin}-*"):
             shutil.rmtree(finished)
@@ -117,9 +126,13 @@ def _adopt_earlier(writer: CacheWriter, output: Path, *, interrupted: Sequence[P
     for folder in interrupted:
         writer.adopt({path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})
     for earlier in earlier_outputs(output.as_posix()):
-        if not writer.missing_shards():
+        if not _missing_shards(writer):
             return
         writer.adopt(earlier)
+
+
+def _missing_shards(writer: CacheWriter) -> list[tuple[Split, int]]:
+    return [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
 
 
 def _packed_windows(
@@ -157,25 +170,22 @@ def _check_free_space(folder: Path, spec: CacheSpec, *, num_rows: int) -> None:
 
 def _harvest_shards(
     writer: CacheWriter,
-    shards: Sequence[int],
-    training: NDArray[np.uint32],
+    shards: Sequence[tuple[Split, int]],
+    windows: Windows,
     *,
     spec: CacheSpec,
     folder: Path,
     device: str,
 ) -> None:
-    """Computes `shards`, while one thread encodes and writes the one before."""
+    """Computes `shards`, while the writer's threads encode and write those before."""
     model = cut_model(load_model(folder, dtype=getattr(torch, spec.compute_dtype), device=device), spec.hooks)
-    num_rows = len(training) * spec.rows_per_sequence
-    num_missing = sum(map(writer.shard_sequences, shards)) * spec.rows_per_sequence
-    with (
-        tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress,
-        ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer") as thread,
-    ):
-        written: Future[None] | None = None
-        for shard in shards:
+    num_rows = (len(windows.training) + len(windows.held_out)) * spec.rows_per_sequence
+    num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
+    with tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress:
+        for split, shard in shards:
             first = shard * spec.sequences_per_shard
-            tokens = training[first : first + writer.shard_sequences(shard)]
+            every = windows.training if split == "training" else windows.held_out
+            tokens = np.ascontiguousarray(every[first : first + writer.shard_sequences(shard, split)])
             rows = harvest_rows(
                 model,
                 tokens,
@@ -184,19 +194,12 @@ def _harvest_shards(
                 device=device,
                 on_progress=progress.update,
             )
-            if written is not None:
-                written.result()  # its error, if any; and never more than two shards in memory
-            written = thread.submit(_write_shard, writer, shard, tokens, rows, spec)
-        if written is not None:
-            written.result()
+            sums = functools.partial(_sums, rows, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
+            writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
 
 
-def _write_shard(
-    writer: CacheWriter, shard: int, tokens: NDArray[np.uint32], rows: dict[str, NDArray[np.uint16]], spec: CacheSpec
-) -> None:
-    first = shard * spec.sequences_per_shard
-    sums = {
-        hook: shard_sums(values, hook=hook, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
+def _sums(rows: dict[str, NDArray[np.uint16]], *, first_sequence: int, rows_per_sequence: int) -> dict[str, ShardSums]:
+    return {
+        hook: shard_sums(values, hook=hook, first_sequence=first_sequence, rows_per_sequence=rows_per_sequence)
         for hook, values in rows.items()
     }
-    writer.write_shard(shard, tokens=np.ascontiguousarray(tokens), rows=rows, sums=sums)

@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,40 @@ TEMPORARY_SUFFIX = ".tmp"
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Writes the concatenated parts to a temporary neighbour, syncs it and renames it to `path`."""
+    write_parts(path, parts)
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview], *, token: str = "") -> tuple[int, str]:
+    """As `write_bytes`, part by part as they come: (bytes, SHA-256 in hex) of the file.
+
+    `token` names the writer in the temporary file's name. Whatever ends the writing, `path` is as it was before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f"{path.name}.{token or uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    hasher, nbytes = hashlib.sha256(), 0
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("wb", buffering=0) as file:
             for part in parts:
-                file.write(part)
-            file.flush()
+                hasher.update(part)
+                nbytes += _write_whole(file, part)
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno, f"could not write {path}: {error.strerror}. Free some space or choose another folder"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+    return nbytes, hasher.hexdigest()
+
+
+def _write_whole(file: io.FileIO, part: bytes | memoryview) -> int:
+    """Writes all of `part`: a system call may take less, on a disk that fills up or above 2 GiB."""
+    left = memoryview(part)
+    while left:
+        left = left[file.write(left) :]
+    return len(part)
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
@@ -44,11 +64,16 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """Parses a JSON file; a StoreError names the file when it is not one."""
+    return parse_json(path.read_bytes(), where=str(path))
+
+
+def parse_json(data: bytes, *, where: str) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Parses the JSON that was read from `where`; a StoreError names it when it is none."""
     try:
-        return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         raise StoreError(
-            f"expected JSON in {path}, found something else ({error}). Restore or remake the file"
+            f"expected JSON in {where}, found something else ({error}). Restore or remake the file"
         ) from error
 
 

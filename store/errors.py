@@ -19,3 +19,7 @@ class MismatchedCache(StoreError):
 
 class Busy(StoreError):
     """Another process is writing here."""
+
+
+class Unreachable(StoreError):
+    """A bucket or server that does not answer, does not let us in, or that no installed package can talk to."""

@@ -31,7 +31,7 @@ def describe(folder: Path) -> str:
     ]
     for hook in spec.hooks:
         stored = hook_nbytes(manifest, hook)
-        raw = 2 * manifest.num_rows * model.d_model
+        raw = 2 * (manifest.num_rows + manifest.split_rows("held_out")) * model.d_model
         lines.append(
             f"  {hook}: {manifest.num_rows:,} rows, {stored / 1e6:,.1f} MB, {raw / stored:.3f} times smaller than raw "
             f"bfloat16, E||x||^2 = {manifest.moments[hook].mean_squared_norm:,.1f}"
@@ -41,7 +41,9 @@ def describe(folder: Path) -> str:
 
 def hook_nbytes(manifest: Manifest, hook: str) -> int:
     """Bytes that a hook's shards take on disk."""
-    return sum(file.nbytes for name, file in manifest.files.items() if name.startswith(f"{hook}/c/"))
+    return sum(
+        file.nbytes for name, file in manifest.files.items() if name.startswith((f"{hook}/c/", f"held_out/{hook}/c/"))
+    )
 
 
 def verify(folder: Path, *, full: bool, num_threads: int) -> list[str]:

@@ -5,24 +5,22 @@ not stored). On disk, the rows of each shard are permuted by a fixed permutation
 neighbours on disk come from different sequences; a shuffle pool of consecutive chunks is then already well mixed.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
-
-def keyed_permutation(num_items: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of range(num_items) that depends on nothing but the key, on any machine and version.
-
-    Items are sorted by the splitmix64 hash of (key, item); equal hashes keep their order.
-    """
-    with np.errstate(over="ignore"):
-        state = np.uint64(0x9E3779B97F4A7C15)
-        for part in key:
-            state = _splitmix64(np.asarray([state ^ np.uint64(part)], dtype=np.uint64))[0]
-        hashes = _splitmix64(np.arange(num_items, dtype=np.uint64) + state)
-    return np.argsort(hashes, kind="stable")
+Numbers = NDArray[np.int64]
+Split = Literal["training", "held_out"]
+"""Rows that are trained on, and rows of documents that training never sees."""
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+@numba.njit(nogil=True, cache=True)
+def _splitmix64(x: np.uint64) -> np.uint64:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -30,16 +28,90 @@ def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def disk_order(shard: int, num_rows: int) -> NDArray[np.int64]:
+@numba.njit(nogil=True, cache=True)
+def _shuffle(state: np.uint64, items: Numbers) -> None:
+    for last in range(len(items) - 1, 0, -1):
+        state = state + np.uint64(0x9E3779B97F4A7C15)
+        random = _splitmix64(state) >> np.uint64(32)
+        other = np.int64((random * np.uint64(last + 1)) >> np.uint64(32))
+        items[last], items[other] = items[other], items[last]
+
+
+def keyed_permutation(num_items: int, *key: int) -> Numbers:
+    """A permutation of range(num_items), at most 2^31, that depends on nothing but the key, on any machine.
+
+    A Fisher-Yates shuffle with random numbers of splitmix64 that starts from a hash of the key. The numbers are of 32
+    bits, so that one of n places is chosen with a probability off by at most n / 2^32 of itself.
+    """
+    if not 0 <= num_items <= 2**31:
+        raise ValueError(f"expected 0 to 2^31 items to permute, got {num_items}")
+    state = 0x9E3779B97F4A7C15
+    for part in key:
+        state = int(_splitmix64(np.uint64((state ^ part) & (2**64 - 1))))
+    items = np.arange(num_items, dtype=np.int64)
+    _shuffle(np.uint64(state), items)
+    return items
+
+
+def disk_order(shard: int, num_rows: int, *, split: Split = "training") -> Numbers:
     """For each row of a shard as stored, its number in sequence order within the shard: (num_rows,)."""
-    return keyed_permutation(num_rows, 1, shard)
+    return keyed_permutation(num_rows, 1, SPLITS.index(split), shard)
 
 
-def chunk_order(num_chunks: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch reads the chunks of all shards: (num_chunks,)."""
-    return keyed_permutation(num_chunks, 2, seed, epoch)
+def inverse(permutation: Numbers) -> Numbers:
+    """The permutation that undoes `permutation`."""
+    undone = np.empty_like(permutation)
+    undone[permutation] = np.arange(len(permutation))
+    return undone
 
 
-def pool_order(num_rows: int, *, seed: int, epoch: int, pool: int) -> NDArray[np.int64]:
-    """Slots of the shuffle pool for its rows as they are decoded, chunk after chunk: (num_rows,)."""
-    return keyed_permutation(num_rows, 3, seed, epoch, pool)
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order in which one epoch reads a split: which chunks fill which pool, and to which slots their rows go.
+
+    A pure function of its fields. Chunks are numbered through all shards; only the last one can be partial. All ranks
+    agree on one order of all chunks; rank r takes every num_ranks-th of them from the r-th on, so that ranks never
+    share a row.
+    """
+
+    num_rows: int
+    """Rows of the split."""
+    rows_per_chunk: int
+    chunks_per_pool: int
+    seed: int
+    epoch: int
+    rank: int = 0
+    num_ranks: int = 1
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the split."""
+        return -(-self.num_rows // self.rows_per_chunk)
+
+    def chunk_rows(self, chunk: int) -> int:
+        """Rows of a chunk."""
+        return min(self.rows_per_chunk, self.num_rows - chunk * self.rows_per_chunk)
+
+    def chunks(self) -> Numbers:
+        """This rank's chunks in the order in which they are read."""
+        return keyed_permutation(self.num_chunks, 2, self.seed, self.epoch)[self.rank :: self.num_ranks]
+
+    def pools(self) -> list[Numbers]:
+        """This rank's chunks, pool by pool."""
+        chunks = self.chunks()
+        return [chunks[at : at + self.chunks_per_pool] for at in range(0, len(chunks), self.chunks_per_pool)]
+
+    def slots(self, pool: int, chunks: Numbers) -> Iterator[tuple[int, Numbers]]:
+        """For each of the chunks of a pool, its number and the slots of the pool that its rows go to."""
+        num_rows = [self.chunk_rows(int(chunk)) for chunk in chunks]
+        order = keyed_permutation(sum(num_rows), 3, self.seed, self.epoch, self.rank, pool)
+        begin = 0
+        for chunk, count in zip(chunks, num_rows, strict=True):
+            yield int(chunk), order[begin : begin + count]
+            begin += count
+
+    def batches_per_epoch(self, batch_rows: int) -> int:
+        """Whole batches of an epoch, the same for every rank and epoch: those of the least that a rank can get."""
+        missing_from_last = self.num_chunks * self.rows_per_chunk - self.num_rows
+        least = self.num_chunks // self.num_ranks * self.rows_per_chunk - missing_from_last
+        return max(0, least) // batch_rows

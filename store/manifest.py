@@ -6,13 +6,15 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from store.atomic import read_json
+from store.atomic import parse_json, read_json
 from store.codec import CodecName
 from store.errors import IncompleteCache, MismatchedCache, StoreError
+from store.files import Files, LocalFiles
+from store.layout import Split
 from store.record import Record, digest
 
 MANIFEST_FILE = "manifest.json"
-FORMAT: Final = "activation-cache/1"
+FORMAT: Final = "activation-cache/2"
 
 RecordKind = TypeVar("RecordKind", bound=Record)
 
@@ -83,6 +85,10 @@ class CacheSpec(Record):
     def rows_per_shard(self) -> int:
         return self.sequences_per_shard * self.rows_per_sequence
 
+    def num_shards(self, num_sequences: int) -> int:
+        """Shards that so many sequences take."""
+        return -(-num_sequences // self.sequences_per_shard)
+
 
 class ShardSums(Record):
     """Exact float64 sums over the stored (bfloat16) rows of one hook in one shard."""
@@ -125,6 +131,7 @@ class ShardRecord(Record):
     """One committed shard: its files in every array. Written after them, so its existence means that they are whole."""
 
     spec_digest: str
+    split: Split
     shard: int
     num_sequences: int
     files: dict[str, FileRecord]
@@ -136,14 +143,15 @@ class ShardRecord(Record):
 class Manifest(Record):
     """The last file of a cache to be written. Without it the cache is incomplete."""
 
-    format: Literal["activation-cache/1"]
+    format: Literal["activation-cache/2"]
     spec: CacheSpec
     num_sequences: int
     num_rows: int
-    """Rows per hook."""
+    """Training rows per hook."""
     num_held_out_sequences: int
+    """Sequences of documents that training never sees."""
     moments: dict[str, Moments]
-    """By hook."""
+    """Of the training rows, by hook."""
     files: dict[str, FileRecord]
     """Every other file, by path relative to the cache."""
 
@@ -152,62 +160,77 @@ class Manifest(Record):
         """Identity of the data, SHA-256 (hex): what a trained SAE records."""
         return digest(self)
 
+    def split_sequences(self, split: Split) -> int:
+        """Sequences of a split."""
+        return self.num_sequences if split == "training" else self.num_held_out_sequences
+
+    def split_rows(self, split: Split) -> int:
+        """Rows of a split, per hook."""
+        return self.split_sequences(split) * self.spec.rows_per_sequence
+
     @property
     def num_shards(self) -> int:
-        return -(-self.num_sequences // self.spec.sequences_per_shard)
+        """Shards of the training rows."""
+        return self.spec.num_shards(self.num_sequences)
 
 
-def shard_record_path(shard: int) -> str:
-    return f"shards/{shard:05d}.json"
+def split_folder(split: Split) -> str:
+    """Where a split's arrays are, inside the cache."""
+    return "" if split == "training" else "held_out/"
 
 
-def token_shard_path(shard: int) -> str:
-    return f"tokens/c/{shard}/0"
+def shard_record_path(shard: int, split: Split = "training") -> str:
+    return f"{split_folder(split)}shards/{shard:05d}.json"
 
 
-def row_shard_path(hook: str, shard: int) -> str:
-    return f"{hook}/c/{shard}/0"
+def token_shard_path(shard: int, split: Split = "training") -> str:
+    return f"{split_folder(split)}tokens/c/{shard}/0"
 
 
-HELD_OUT_PATH = "held_out_tokens/c/0/0"
+def row_shard_path(hook: str, shard: int, split: Split = "training") -> str:
+    return f"{split_folder(split)}{hook}/c/{shard}/0"
 
 
 def parse_record(kind: type[RecordKind], path: Path) -> RecordKind:
     """Reads a record from a JSON file; a StoreError names the file and the first thing wrong with it."""
-    value = read_json(path)
+    return parse_value(kind, read_json(path), where=str(path))
+
+
+def parse_value(kind: type[RecordKind], value: object, *, where: str) -> RecordKind:
+    """A record from parsed JSON that was read from `where`."""
     try:
         return kind.model_validate(value, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        place = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise StoreError(
-            f"expected {path} to hold a {kind.__name__}, but {where}: {first['msg']}. "
+            f"expected {where} to hold a {kind.__name__}, but {place}: {first['msg']}. "
             "It was made by another version or damaged: restore or remake it"
         ) from error
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Reads a cache's manifest and checks that every file it lists is there with its size.
+def load_manifest(location: Path | Files) -> Manifest:
+    """Reads a cache's manifest; that the files it lists are there is for whoever reads them to check.
 
     Raises:
-        IncompleteCache: no folder, no manifest, or files missing.
+        IncompleteCache: no folder or no manifest.
         MismatchedCache: another format version.
-        DamagedFile: a file of another size.
     """
-    path = folder / MANIFEST_FILE
-    if not folder.is_dir():
+    files = LocalFiles(location) if isinstance(location, Path) else location
+    if isinstance(files, LocalFiles) and not files.folder.is_dir():
         raise IncompleteCache(
-            f"expected an activation cache in {folder}, found no such folder. Harvest or pull it first"
+            f"expected an activation cache in {files.folder}, found no such folder. Harvest or pull it first"
         )
-    if not path.is_file():
+    where = f"{files.location.rstrip('/')}/{MANIFEST_FILE}"
+    if files.size(MANIFEST_FILE) is None:
         raise IncompleteCache(
-            f"expected {path}, found none: the cache is not finished or only partly pulled. "
+            f"expected {where}, found none: the cache is not finished or only partly pulled. "
             "Run `dvc repro harvest` to finish it, or `dvc pull` to fetch it"
         )
-    value = read_json(path)
+    value = parse_json(files.read(MANIFEST_FILE), where=where)
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
         raise MismatchedCache(
-            f"expected format {FORMAT!r} in {path}, got {found!r}. Use the version of this software that wrote it"
+            f"expected format {FORMAT!r} in {where}, got {found!r}. Use the version of this software that wrote it"
         )
-    return parse_record(Manifest, path)
+    return parse_value(Manifest, value, where=where)

@@ -1,89 +1,134 @@
-"""Reads an activation cache: memory-mapped shards, chunks decoded in threads straight to their shuffled slots."""
+"""Opens an activation cache, wherever it is: shuffled batches, rows and tokens by number, arrays for analysis."""
 
 import functools
-import mmap
-from collections import deque
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import google_crc32c
+import dask.array
 import numpy as np
-import zarr
+from dask.delayed import delayed
+from numcodecs import zstd
 from numpy.typing import NDArray
 
-from store.codec import CodecName, decode_chunk
 from store.errors import DamagedFile, IncompleteCache
-from store.layout import chunk_order, disk_order, pool_order
-from store.manifest import load_manifest, row_shard_path
-from store.record import Record
+from store.files import Files, Mode, open_files
+from store.layout import EpochPlan, Numbers, Split, disk_order, inverse
+from store.manifest import load_manifest, row_shard_path, token_shard_path
+from store.planes import Bytes, Rows, zstd_content_nbytes
+from store.shard import ShardFile, without_crc32c
+from store.stream import MIB, AlignedBatches, BatchStream, Position
 
-MIB = 2**20
-_ABSENT = 2**64 - 1  # both index numbers of an inner chunk that was left out because it is all zeros
-
-
-class Position(Record):
-    """The next batch of a stream. Kept with a checkpoint, it continues the stream bit-identically."""
-
-    epoch: int = 0
-    batch: int = 0
+__all__ = ["ActivationCache", "AlignedBatches", "BatchStream", "Position"]
 
 
 class ActivationCache:
-    """A complete cache. Opening it checks the manifest and that every file has the size it was written with."""
+    """A complete cache. Opening it checks the manifest and that every file has the size it was written with.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = load_manifest(folder)
+    Args:
+        location: a folder or a URL, or what `store.files.open_files` makes of one.
+        mode: how the files of a folder are read: `mmap`, or `pread` for network file systems, where a file that is
+            truncated while it is mapped would kill the process.
+
+    Raises:
+        StoreError: no cache, an incomplete one, another version's, or files of other sizes; says which and why.
+    """
+
+    def __init__(self, location: Path | str | Files, *, mode: Mode = "mmap") -> None:
+        self.files = open_files(location, mode=mode) if isinstance(location, (Path, str)) else location
+        self.location = self.files.location
+        self.manifest = load_manifest(self.files)
         self.spec = self.manifest.spec
-        for name, record in self.manifest.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise IncompleteCache(
-                    f"expected {path}, which the manifest lists, found none: the cache is only partly there. "
-                    "Run `dvc checkout` or `dvc pull` to restore it"
-                )
-            if path.stat().st_size != record.nbytes:
-                raise DamagedFile(
-                    f"expected {path} to have {record.nbytes} bytes, got {path.stat().st_size}. "
-                    "Remove the file and run `dvc checkout`, or harvest again"
-                )
+        self._check_sizes()
 
-    def tokens(self, sequences: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint32]:
-        """Token windows of training sequences by number, BOS first: (len(sequences), context_length)."""
-        array = zarr.open_array(self.folder / "tokens", mode="r")
-        return np.asarray(array.get_orthogonal_selection((np.asarray(sequences, dtype=np.int64),)), dtype=np.uint32)
+    def tokens(
+        self, sequences: Sequence[int] | Numbers | None = None, *, split: Split = "training"
+    ) -> NDArray[np.uint32]:
+        """Token windows by number, BOS first: (len(sequences), context_length); all of the split if None."""
+        num_sequences = self.manifest.split_sequences(split)
+        wanted = np.arange(num_sequences) if sequences is None else np.asarray(sequences, dtype=np.int64)
+        _check_numbers(wanted, num_sequences, "sequence")
+        out = np.empty((len(wanted), self.spec.context_length), dtype=np.uint32)
+        shards, inside = np.divmod(wanted, self.spec.sequences_per_shard)
+        for shard in np.unique(shards):
+            here = shards == shard
+            out[here] = self._token_shard(int(shard), split)[inside[here]]
+        return out
 
     def held_out_tokens(self) -> NDArray[np.uint32]:
         """Token windows that training never sees, BOS first: (sequences, context_length)."""
-        return np.asarray(zarr.open_array(self.folder / "held_out_tokens", mode="r")[:], dtype=np.uint32)
+        return self.tokens(split="held_out")
 
     def locate(self, row: int) -> tuple[int, int]:
         """(sequence, position in it) of a row in sequence order; position 0 is BOS, which has no row."""
         sequence, offset = divmod(row, self.spec.rows_per_sequence)
         return sequence, offset + 1
 
-    def rows(self, hook: str, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Rows of a hook by number in sequence order: (len(indices), d_model) bit patterns of bfloat16."""
-        self._check_hook(hook)
+    def context(
+        self, row: int, *, before: int, after: int, split: Split = "training"
+    ) -> tuple[NDArray[np.uint32], int]:
+        """The tokens around a row, inside its sequence, and the place of the row's own token among them.
+
+        Args:
+            row: in sequence order.
+            before, after: the most tokens on either side.
+            split: of the row.
+        """
+        _check_numbers(np.asarray([row]), self.manifest.split_rows(split), "row")
+        sequence, position = self.locate(row)
+        start = max(0, position - before)
+        window = self.tokens([sequence], split=split)[0]
+        return window[start : position + after + 1], position - start
+
+    def rows(
+        self, hook: str, indices: Sequence[int] | Numbers, *, split: Split = "training", num_threads: int | None = None
+    ) -> Rows:
+        """Rows of a hook by number in sequence order: (len(indices), d_model) bit patterns of bfloat16.
+
+        Each chunk that holds one of them is decoded once, several chunks at a time.
+        """
+        self.check_hook(hook)
         wanted = np.asarray(indices, dtype=np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.manifest.num_rows):
-            raise IndexError(f"expected row numbers from 0 to {self.manifest.num_rows - 1}, got {wanted.tolist()[:5]}")
+        _check_numbers(wanted, self.manifest.split_rows(split), "row")
         out = np.empty((len(wanted), self.spec.model.d_model), dtype=np.uint16)
-        chunk_rows = np.empty((self.spec.rows_per_chunk, self.spec.model.d_model), dtype=np.uint16)
         shards, inside = np.divmod(wanted, self.spec.rows_per_shard)
-        for shard in np.unique(shards):
-            file = self._shard_file(hook, int(shard))
-            stored_at = np.argsort(disk_order(int(shard), self._shard_rows(int(shard))))
-            places = np.flatnonzero(shards == shard)
-            chunks, offsets = np.divmod(stored_at[inside[places]], self.spec.rows_per_chunk)
-            for chunk in np.unique(chunks):
-                file.decode(int(chunk), chunk_rows, np.arange(self.spec.rows_per_chunk))
-                here = chunks == chunk
-                out[places[here]] = chunk_rows[offsets[here]]
+        taken: list[Future[None]] = []
+        with ThreadPoolExecutor(num_threads or max(os.cpu_count() or 1, self.files.parallel_reads)) as threads:
+            for shard in np.unique(shards):
+                places = np.flatnonzero(shards == shard)
+                stored_at = inverse(disk_order(int(shard), self._shard_rows(int(shard), split), split=split))
+                chunks, offsets = np.divmod(stored_at[inside[places]], self.spec.rows_per_chunk)
+
+                for chunk in np.unique(chunks):
+                    here = chunks == chunk
+                    taken.append(threads.submit(
+                        self._take, hook, (int(shard), split, int(chunk)), offsets[here], out, places[here]
+                    ))  # fmt: skip
+            for each in taken:
+                each.result()
         return out
+
+    def _take(self, hook: str, where: tuple[int, Split, int], offsets: Numbers, out: Rows, places: Numbers) -> None:
+        """Writes rows of one chunk to their places."""
+        shard, split, chunk = where
+        rows = np.empty((self.spec.rows_per_chunk, self.spec.model.d_model), dtype=np.uint16)
+        self.shard_file(hook, shard, split).decode(chunk, rows, np.arange(len(rows)))
+        out[places] = rows[offsets]
+
+    def dask_array(self, hook: str, *, split: Split = "training") -> dask.array.Array:
+        """A hook's rows in sequence order for analysis: (rows, d_model) float32, one block per shard, read when needed.
+
+        Unlike `dask.array.from_zarr`, a missing or damaged shard is an error and never zeros.
+        """
+        self.check_hook(hook)
+        d_model, num_rows = self.spec.model.d_model, self.manifest.split_rows(split)
+        blocks = []
+        for shard in range(self.spec.num_shards(self.manifest.split_sequences(split))):
+            block = delayed(self._shard_values, pure=False)(hook, shard, split)
+            shape = (min(self.spec.rows_per_shard, num_rows - shard * self.spec.rows_per_shard), d_model)
+            blocks.append(dask.array.from_delayed(block, shape=shape, dtype=np.float32))
+        return dask.array.concatenate(blocks, axis=0)
 
     def batches(
         self,
@@ -93,223 +138,134 @@ class ActivationCache:
         seed: int,
         start: Position | None = None,
         num_epochs: int | None = None,
-        pool_bytes: int = 256 * MIB,
+        pool_bytes: int = 512 * MIB,
         num_threads: int = 2,
-    ) -> "BatchStream":
-        """Shuffled batches of a hook's rows; the order is a pure function of seed, epoch, `pool_bytes` and sizes."""
-        self._check_hook(hook)
+        split: Split = "training",
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> BatchStream:
+        """Shuffled batches (batch_rows, d_model) of a hook's rows, as `aligned_batches` gives them for several."""
         return BatchStream(
-            self,
-            hook,
-            batch_rows=batch_rows,
-            seed=seed,
-            start=start or Position(),
-            num_epochs=num_epochs,
-            pool_bytes=pool_bytes,
-            num_threads=num_threads,
-        )
-
-    def _check_hook(self, hook: str) -> None:
-        if hook not in self.spec.hooks:
-            raise ValueError(
-                f"expected a hook of the cache {self.folder}: {', '.join(self.spec.hooks)}; got {hook!r}. "
-                "Add it to harvest.hooks and harvest again, or choose one of these"
+            self.aligned_batches(
+                (hook,), batch_rows=batch_rows, seed=seed, start=start, num_epochs=num_epochs, pool_bytes=pool_bytes,
+                num_threads=num_threads, split=split, rank=rank, num_ranks=num_ranks,
             )
+        )  # fmt: skip
 
-    def _shard_rows(self, shard: int) -> int:
-        return min(self.spec.rows_per_shard, self.manifest.num_rows - shard * self.spec.rows_per_shard)
-
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - open maps live as long as their cache
-    def _shard_file(self, hook: str, shard: int) -> "_ShardFile":
-        path = self.folder / row_shard_path(hook, shard)
-        chunk_shape = (self.spec.rows_per_chunk, self.spec.model.d_model)
-        return _ShardFile(path, codec=self.spec.codec, chunk_shape=chunk_shape, num_chunks=self.spec.chunks_per_shard)
-
-
-class _ShardFile:
-    """A memory-mapped zarr v3 shard: inner chunks, then the index of (offset, nbytes) pairs, then its crc32c."""
-
-    def __init__(self, path: Path, *, codec: CodecName, chunk_shape: tuple[int, int], num_chunks: int) -> None:
-        self.path = path
-        self._codec = codec
-        self._chunk_shape = chunk_shape
-        with path.open("rb") as file:
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-        index_nbytes = 16 * num_chunks + 4
-        if self._bytes.nbytes < index_nbytes:
-            raise DamagedFile(
-                f"expected a shard index of {index_nbytes} bytes at the end of {path}: the file is shorter"
-            )
-        stored = self._bytes[-index_nbytes:]
-        _check_crc32c(stored, f"the index of {path}")
-        self._index = stored[:-4].view("<u8").reshape(num_chunks, 2)
-
-    def decode(self, chunk: int, out: NDArray[np.uint16], slots: NDArray[np.int64]) -> None:
-        """Checks and decodes one inner chunk; its row i goes to out[slots[i]]."""
-        offset, nbytes = (int(number) for number in self._index[chunk])
-        where = f"chunk {chunk} of {self.path}"
-        if offset == nbytes == _ABSENT:
-            out[slots] = 0
-            return
-        if nbytes < 4 or offset + nbytes > self._bytes.nbytes:
-            raise DamagedFile(f"expected {where} inside a file of {self._bytes.nbytes} bytes, its index says otherwise")
-        stored = self._bytes[offset : offset + nbytes]
-        _check_crc32c(stored, where)
-        try:
-            decode_chunk(self._codec, stored[:-4], self._chunk_shape, out, slots)
-        except DamagedFile as error:
-            raise DamagedFile(f"{where}: {error}") from error
-
-
-def _check_crc32c(stored: NDArray[np.uint8], where: str) -> None:
-    expected = int.from_bytes(stored[-4:].tobytes(), "little")
-    got = google_crc32c.value(stored[:-4])
-    if got != expected:
-        raise DamagedFile(
-            f"expected checksum {expected:08x} for {where}, got {got:08x}: the bytes changed since they were written. "
-            "Remove the file and run `dvc checkout` or `dvc pull`, or harvest again"
-        )
-
-
-class BatchStream(Iterator[NDArray[np.uint16]]):
-    """Shuffled batches (batch_rows, d_model) of bit patterns, each valid until the next is asked for.
-
-    An epoch reads all chunks in an order keyed by (seed, epoch). Half of `pool_bytes` holds the pool that batches are
-    cut from; the other half is filled meanwhile, each row decoded straight to its shuffled slot. Batches run on across
-    pools; the last incomplete batch of an epoch is dropped. `torch.from_numpy(batch).view(torch.bfloat16)` has the
-    values.
-    """
-
-    def __init__(
+    def aligned_batches(
         self,
-        cache: ActivationCache,
-        hook: str,
+        hooks: Sequence[str],
         *,
         batch_rows: int,
         seed: int,
-        start: Position,
-        num_epochs: int | None,
-        pool_bytes: int,
-        num_threads: int,
-    ) -> None:
-        num_rows, spec = cache.manifest.num_rows, cache.spec
-        if not 1 <= batch_rows <= num_rows:
+        start: Position | None = None,
+        num_epochs: int | None = None,
+        pool_bytes: int = 512 * MIB,
+        num_threads: int = 2,
+        split: Split = "training",
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> AlignedBatches:
+        """Shuffled batches of several hooks, whose rows belong to the same tokens.
+
+        The order is a pure function of seed, epoch, rank and sizes (`pool_bytes` among them).
+
+        Args:
+            hooks: of the cache.
+            batch_rows: rows in a batch; the last incomplete batch of an epoch is dropped.
+            seed: of the order.
+            start: where to begin, such as `position` of an earlier stream; the beginning if None.
+            num_epochs: after how many the stream ends; None never ends.
+            pool_bytes: memory of the shuffle pool, see store/stream.py.
+            num_threads: that decode at once.
+            split: which rows.
+            rank, num_ranks: the stream's share of the rows. Ranks share no row and have equally many batches.
+        """
+        for hook in hooks:
+            self.check_hook(hook)
+        return AlignedBatches(
+            self, tuple(hooks), batch_rows=batch_rows, seed=seed, start=start or Position(), num_epochs=num_epochs,
+            pool_bytes=pool_bytes, num_threads=num_threads, split=split, rank=rank, num_ranks=num_ranks,
+        )  # fmt: skip
+
+    def plan(
+        self, *, seed: int, epoch: int, chunks_per_pool: int, split: Split, rank: int, num_ranks: int
+    ) -> EpochPlan:
+        """The order of an epoch of this cache."""
+        return EpochPlan(
+            num_rows=self.manifest.split_rows(split),
+            rows_per_chunk=self.spec.rows_per_chunk,
+            chunks_per_pool=chunks_per_pool,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+
+    def check_hook(self, hook: str) -> None:
+        """ValueError, with the hooks that there are, for one that is not in this cache."""
+        if hook not in self.spec.hooks:
             raise ValueError(
-                f"expected batches of 1 to {num_rows} rows (the whole cache), got {batch_rows}. "
-                "Lower train.batch_rows or harvest more rows"
+                f"expected a hook of the cache {self.location}: {', '.join(self.spec.hooks)}; got {hook!r}. "
+                "Add it to harvest.hooks and harvest again, or choose one of these"
             )
-        self._cache, self._hook = cache, hook
-        self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, num_epochs
-        self.batches_per_epoch = num_rows // batch_rows
-        if not 0 <= start.batch < self.batches_per_epoch or start.epoch < 0:
-            raise ValueError(f"expected a position inside {self.batches_per_epoch} batches an epoch, got {start}")
-        chunk_nbytes = spec.rows_per_chunk * spec.model.d_model * 2
-        self._pool_chunks = max(1, pool_bytes // 2 // chunk_nbytes)
-        # Rows of each chunk, in the order of the file names; only the last chunk can be partial.
-        self._num_chunks = -(-num_rows // spec.rows_per_chunk)
-        self._last_chunk_rows = num_rows - (self._num_chunks - 1) * spec.rows_per_chunk
-        self._num_pools = -(-self._num_chunks // self._pool_chunks)
-        pool_rows = min(self._pool_chunks, self._num_chunks) * spec.rows_per_chunk
-        self._buffers = [np.empty((pool_rows, spec.model.d_model), dtype=np.uint16) for _ in range(2)]
-        self._straddling = np.empty((batch_rows, spec.model.d_model), dtype=np.uint16)
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-        self.position = start
-        self._seek(start)
 
-    def __next__(self) -> NDArray[np.uint16]:
-        if self._num_epochs is not None and self.position.epoch >= self._num_epochs:
-            raise StopIteration
-        epoch, batch = self.position.epoch, self.position.batch
-        while self._current[0] < epoch:  # what is left of the epoch before is less than a batch: drop it
-            self._next_pool()
-        rows = self._take(self._batch_rows)
-        if batch + 1 < self.batches_per_epoch:
-            self.position = Position(epoch=epoch, batch=batch + 1)
-        else:
-            self.position = Position(epoch=epoch + 1, batch=0)
-        return rows
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - the indices of open shards live as long as their cache
+    def shard_file(self, hook: str, shard: int, split: Split) -> ShardFile:
+        """The file of a shard, its index read and checked."""
+        name = row_shard_path(hook, shard, split)
+        return ShardFile(
+            self.files, name, self.manifest.files[name], codec=self.spec.codec,
+            chunk_shape=(self.spec.rows_per_chunk, self.spec.model.d_model), num_chunks=self.spec.chunks_per_shard,
+        )  # fmt: skip
 
-    def close(self) -> None:
-        """Stops the decoding threads."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+    def _check_sizes(self) -> None:
+        """Every file is there with its size, where sizes can be had in one go."""
+        sizes = self.files.sizes()
+        if sizes is None:
+            return
+        for name, record in self.manifest.files.items():
+            where = f"{self.location.rstrip('/')}/{name}"
+            if name not in sizes:
+                raise IncompleteCache(
+                    f"expected {where}, which the manifest lists, found none: the cache is only partly there. "
+                    "Run `dvc checkout` or `dvc pull` to restore it"
+                )
+            if sizes[name] != record.nbytes:
+                raise DamagedFile(
+                    f"expected {where} to have {record.nbytes} bytes, got {sizes[name]}. "
+                    "Run `pipeline.py store repair`, or remove the file and run `dvc checkout`"
+                )
 
-    def __enter__(self) -> Self:
-        return self
+    def _shard_rows(self, shard: int, split: Split) -> int:
+        return min(self.spec.rows_per_shard, self.manifest.split_rows(split) - shard * self.spec.rows_per_shard)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _shard_values(self, hook: str, shard: int, split: Split) -> NDArray[np.float32]:
+        """All rows of a shard in sequence order."""
+        first = shard * self.spec.rows_per_shard
+        numbers = np.arange(first, first + self._shard_rows(shard, split))
+        bits = self.rows(hook, numbers, split=split, num_threads=1)
+        return (bits.astype(np.uint32) << 16).view(np.float32)
 
-    def _seek(self, position: Position) -> None:
-        """Begins at a batch: finds its pool from the sizes alone, and decodes from there."""
-        order = chunk_order(self._num_chunks, seed=self._seed, epoch=position.epoch)
-        remaining = position.batch * self._batch_rows
-        pool = 0
-        while remaining >= (size := self._pool_size(order, pool)):
-            remaining -= size
-            pool += 1
-        self._current = (position.epoch, pool)
-        self._buffer = 0
-        self._pending = self._fill(self._current, self._buffer)
-        self._await_pool()
-        self._used = remaining
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - a few hundred KB each
+    def _token_shard(self, shard: int, split: Split) -> NDArray[np.uint32]:
+        name = token_shard_path(shard, split)
+        where = f"{self.location.rstrip('/')}/{name}"
+        chunk = without_crc32c(np.frombuffer(self.files.read(name), dtype=np.uint8), where)
+        return _decode_tokens(chunk, (self.spec.sequences_per_shard, self.spec.context_length), where)
 
-    def _take(self, num_rows: int) -> NDArray[np.uint16]:
-        taken = 0
-        while True:
-            available = self._available - self._used
-            wanted = num_rows - taken
-            if taken == 0 and available >= wanted:
-                self._used += wanted
-                return self._buffers[self._buffer][self._used - wanted : self._used]
-            part = min(wanted, available)
-            piece = self._buffers[self._buffer][self._used : self._used + part]
-            self._straddling[taken : taken + part] = piece
-            taken += part
-            self._used += part
-            if taken == num_rows:
-                return self._straddling
-            self._next_pool()
 
-    def _next_pool(self) -> None:
-        epoch, pool = self._current
-        self._current = (epoch, pool + 1) if pool + 1 < self._num_pools else (epoch + 1, 0)
-        self._buffer = 1 - self._buffer
-        self._await_pool()
-        self._used = 0
+def _decode_tokens(chunk: Bytes, shape: tuple[int, int], where: str) -> NDArray[np.uint32]:
+    tokens = np.empty(shape, dtype="<u4")
+    if zstd_content_nbytes(chunk) != tokens.nbytes:
+        raise DamagedFile(f"expected a zstd frame of {tokens.nbytes} bytes of tokens in {where}, got something else")
+    try:
+        zstd.decompress(chunk, tokens)
+    except RuntimeError as error:
+        raise DamagedFile(f"expected a zstd frame in {where}, zstd says: {error}") from error
+    return tokens
 
-    def _await_pool(self) -> None:
-        """Waits until the current pool is decoded, then has the next one decoded into the other buffer."""
-        self._available = 0
-        while self._pending:
-            self._available += self._pending.popleft().result()
-        epoch, pool = self._current
-        following = (epoch, pool + 1) if pool + 1 < self._num_pools else (epoch + 1, 0)
-        if self._num_epochs is None or following[0] < self._num_epochs:
-            self._pending = self._fill(following, 1 - self._buffer)
 
-    def _chunk_rows(self, chunk: int) -> int:
-        return self._last_chunk_rows if chunk == self._num_chunks - 1 else self._cache.spec.rows_per_chunk
-
-    def _pool_size(self, order: NDArray[np.int64], pool: int) -> int:
-        chunks = order[pool * self._pool_chunks : (pool + 1) * self._pool_chunks]
-        return sum(self._chunk_rows(int(chunk)) for chunk in chunks)
-
-    def _fill(self, which: tuple[int, int], buffer: int) -> deque[Future[int]]:
-        """Starts decoding a pool; each future gives the number of rows of its chunk."""
-        epoch, pool = which
-        order = chunk_order(self._num_chunks, seed=self._seed, epoch=epoch)
-        slots = pool_order(self._pool_size(order, pool), seed=self._seed, epoch=epoch, pool=pool)
-        futures: deque[Future[int]] = deque()
-        begin = 0
-        for chunk in order[pool * self._pool_chunks : (pool + 1) * self._pool_chunks]:
-            num_rows = self._chunk_rows(int(chunk))
-            futures.append(self._threads.submit(self._decode, int(chunk), buffer, slots[begin : begin + num_rows]))
-            begin += num_rows
-        return futures
-
-    def _decode(self, chunk: int, buffer: int, slots: NDArray[np.int64]) -> int:
-        shard, inside = divmod(chunk, self._cache.spec.chunks_per_shard)
-        self._cache._shard_file(self._hook, shard).decode(inside, self._buffers[buffer], slots)
-        return len(slots)
+def _check_numbers(numbers: Numbers, limit: int, what: str) -> None:
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
+        raise IndexError(f"expected {what} numbers from 0 to {limit - 1}, got {numbers.tolist()[:5]}")

@@ -1,23 +1,26 @@
 """Writes an activation cache shard by shard. Every file appears whole or not at all, and the manifest comes last."""
 
-import hashlib
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import zstd
 from numpy.typing import NDArray
+from torch import Tensor
 
-from store.atomic import TEMPORARY_SUFFIX, file_sha256, link_or_copy, write_bytes, write_json
-from store.codec import encode_chunk, zarr_codecs
+from store.atomic import TEMPORARY_SUFFIX, file_sha256, link_or_copy, write_json, write_parts
+from store.codec import Parts, zarr_codecs
+from store.encoder import ShardPipeline, crc32c
 from store.errors import StoreError
-from store.layout import disk_order
+from store.layout import SPLITS, Numbers, Split, disk_order
 from store.manifest import (
     FORMAT,
-    HELD_OUT_PATH,
     MANIFEST_FILE,
     CacheSpec,
     FileRecord,
@@ -28,10 +31,15 @@ from store.manifest import (
     parse_record,
     row_shard_path,
     shard_record_path,
+    split_folder,
     token_shard_path,
 )
+from store.planes import Rows
 
-_ZSTD_LEVEL = 3  # of tokens
+GIB = 2**30
+TOKEN_ZSTD_LEVEL = 3
+
+Sums = Mapping[str, ShardSums]
 
 
 class CacheWriter:
@@ -41,136 +49,226 @@ class CacheWriter:
         folder: where the cache grows; earlier committed shards in it are kept if they fit.
         spec: what decides the bytes.
         num_sequences: training sequences of the finished cache.
+        num_held_out_sequences: sequences of documents that training never sees.
+        num_threads: that encode at once; one per core if None.
+        max_pending_bytes: rows that may be submitted and not yet committed (see store/encoder.py).
     """
 
-    def __init__(self, folder: Path, spec: CacheSpec, *, num_sequences: int) -> None:
-        if num_sequences < 1:
-            raise ValueError(f"expected at least one sequence to write, got {num_sequences}. Raise the number of rows")
+    def __init__(
+        self,
+        folder: Path,
+        spec: CacheSpec,
+        *,
+        num_sequences: int,
+        num_held_out_sequences: int,
+        num_threads: int | None = None,
+        max_pending_bytes: int = 2 * GIB,
+    ) -> None:
+        for split, number in (("training", num_sequences), ("held-out", num_held_out_sequences)):
+            if number < 1:
+                raise ValueError(
+                    f"expected at least one {split} sequence to write, got {number}. Raise the number of rows"
+                )
         self.folder = folder
         self.spec = spec
         self.num_sequences = num_sequences
-        self.num_shards = -(-num_sequences // spec.sequences_per_shard)
+        self.num_held_out_sequences = num_held_out_sequences
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink()
+        self._pipeline = ShardPipeline(
+            num_threads=num_threads or os.cpu_count() or 1, max_pending_bytes=max_pending_bytes
+        )
 
-    def shard_sequences(self, shard: int) -> int:
-        """Sequences in a shard; only the last one may be partial."""
-        return min(self.spec.sequences_per_shard, self.num_sequences - shard * self.spec.sequences_per_shard)
+    def __enter__(self) -> Self:
+        return self
 
-    def missing_shards(self) -> list[int]:
-        """Shards that are not yet committed here, in order."""
-        return [shard for shard in range(self.num_shards) if self._committed(shard) is None]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-    def adopt(self, earlier: Mapping[str, Path]) -> list[int]:
-        """Takes over the shards of an earlier cache that belong here, after checking every byte; returns their numbers.
+    def close(self) -> None:
+        """Ends the threads after the shards that are under way."""
+        self._pipeline.close()
+
+    def num_shards(self, split: Split = "training") -> int:
+        """Shards of a split."""
+        return self.spec.num_shards(self._split_sequences(split))
+
+    def shard_sequences(self, shard: int, split: Split = "training") -> int:
+        """Sequences in a shard; only the last one of a split may be partial."""
+        per_shard = self.spec.sequences_per_shard
+        return min(per_shard, self._split_sequences(split) - shard * per_shard)
+
+    def missing_shards(self, split: Split = "training") -> list[int]:
+        """Shards of a split that are not yet committed here, in order."""
+        return [shard for shard in range(self.num_shards(split)) if self._committed(shard, split) is None]
+
+    def adopt(self, earlier: Mapping[str, Path]) -> list[tuple[Split, int]]:
+        """Takes over the shards of an earlier cache that belong here, after checking every byte; returns which.
 
         Args:
             earlier: the earlier cache's files by relative path; what is missing, foreign or damaged is left out.
         """
-        adopted = []
-        for shard in self.missing_shards():
-            path = earlier.get(shard_record_path(shard))
-            try:
-                record = parse_record(ShardRecord, path) if path is not None else None
-            except (StoreError, OSError):
-                continue
-            if record is None or not self._fits(record, shard):
-                continue
-            sources = {name: earlier[name] for name in record.files if name in earlier}
-            if any(
-                name not in sources or file_sha256(sources[name]) != file.sha256 for name, file in record.files.items()
-            ):
-                continue
-            for name, source in sources.items():
-                link_or_copy(source, self.folder / name)
-            write_json(self.folder / shard_record_path(shard), record)
-            adopted.append(shard)
-        return adopted
+        missing = [(split, shard) for split in SPLITS for shard in self.missing_shards(split)]
+        return [(split, shard) for split, shard in missing if self._adopt_shard(shard, split, earlier)]
+
+    def _adopt_shard(self, shard: int, split: Split, earlier: Mapping[str, Path]) -> bool:
+        path = earlier.get(shard_record_path(shard, split))
+        try:
+            record = parse_record(ShardRecord, path) if path is not None else None
+        except (StoreError, OSError):
+            return False
+        if record is None or not self._fits(record, shard, split):
+            return False
+        sources = {name: earlier[name] for name in record.files if name in earlier}
+        if any(name not in sources or file_sha256(sources[name]) != file.sha256 for name, file in record.files.items()):
+            return False
+        for name, source in sources.items():
+            link_or_copy(source, self.folder / name)
+        write_json(self.folder / shard_record_path(shard, split), record)
+        return True
+
+    def submit_shard(
+        self,
+        shard: int,
+        *,
+        split: Split = "training",
+        tokens: NDArray[np.uint32],
+        rows: Mapping[str, Rows | Tensor],
+        sums: Sums | Callable[[], Sums],
+    ) -> Future[None]:
+        """Hands over one shard and returns; it is encoded and committed in threads. Waits while too much is pending.
+
+        Args:
+            shard: its number in the split.
+            split: that its sequences belong to.
+            tokens: (sequences, context_length) uint32.
+            rows: by hook, (sequences * rows_per_sequence, d_model) bit patterns of bfloat16 in sequence order, or
+                tensors of them on any device, which are split there. They must not change until the shard is committed.
+            sums: by hook, over those rows; or a function that computes them, called in a thread.
+
+        Returns:
+            A future that is done when the shard is committed; `finish` and later calls raise its error too.
+        """
+        num_sequences = self.shard_sequences(shard, split)
+        num_rows = num_sequences * self.spec.rows_per_sequence
+        expected = dict.fromkeys(self.spec.hooks, (num_rows, self.spec.model.d_model))
+        got = {hook: tuple(values.shape) for hook, values in rows.items()}
+        if got != expected or tokens.shape != (num_sequences, self.spec.context_length):
+            raise ValueError(
+                f"expected tokens {(num_sequences, self.spec.context_length)} and rows {expected} for shard {shard}, "
+                f"got tokens {tokens.shape} and rows {got}"
+            )
+        nbytes = 2 * num_rows * self.spec.model.d_model * len(rows)
+        return self._pipeline.submit(nbytes, lambda: self._commit(shard, split, tokens, rows, sums))
 
     def write_shard(
         self,
         shard: int,
         *,
+        split: Split = "training",
         tokens: NDArray[np.uint32],
-        rows: Mapping[str, NDArray[np.uint16]],
-        sums: Mapping[str, ShardSums],
+        rows: Mapping[str, Rows | Tensor],
+        sums: Sums | Callable[[], Sums],
     ) -> None:
-        """Encodes and commits one shard.
-
-        Args:
-            shard: its number.
-            tokens: (sequences, context_length) uint32.
-            rows: by hook, (sequences * rows_per_sequence, d_model) bit patterns of bfloat16 in sequence order.
-            sums: by hook, over those rows.
-        """
-        num_sequences = self.shard_sequences(shard)
-        num_rows = num_sequences * self.spec.rows_per_sequence
-        expected = dict.fromkeys(self.spec.hooks, (num_rows, self.spec.model.d_model))
-        got = {hook: values.shape for hook, values in rows.items()}
-        if got != expected or set(sums) != set(expected) or tokens.shape != (num_sequences, self.spec.context_length):
-            raise ValueError(
-                f"expected tokens {(num_sequences, self.spec.context_length)} and rows {expected} for shard {shard}, "
-                f"got tokens {tokens.shape} and rows {got}"
-            )
-        files = {token_shard_path(shard): self._write(token_shard_path(shard), *self._token_parts(tokens))}
-        order = disk_order(shard, num_rows)
-        for hook, values in rows.items():
-            path = row_shard_path(hook, shard)
-            files[path] = self._write(path, *self._row_parts(values, order))
-        record = ShardRecord(
-            spec_digest=self.spec.digest, shard=shard, num_sequences=num_sequences, files=files, sums=dict(sums)
-        )
-        write_json(self.folder / shard_record_path(shard), record)
-
-    def write_held_out(self, tokens: NDArray[np.uint32]) -> None:
-        """Writes the evaluation's windows, (sequences, context_length)."""
-        if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] != self.spec.context_length:
-            raise ValueError(f"expected held-out tokens (1 or more, {self.spec.context_length}), got {tokens.shape}")
-        self._write(HELD_OUT_PATH, *_token_chunk(tokens))
-        self._create_array(HELD_OUT_PATH, tokens.shape, tokens.shape)
+        """`submit_shard`, and waits until the shard is committed."""
+        self.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums).result()
 
     def finish(self) -> Manifest:
-        """Writes the metadata and, last, the manifest. All shards and the held-out windows must be there."""
-        records = [self._committed(shard) for shard in range(self.num_shards)]
-        held_out = self.folder / HELD_OUT_PATH
-        if None in records or not held_out.is_file():
+        """Waits for submitted shards; writes the metadata and, last, the manifest. All shards must be there."""
+        self._pipeline.wait()
+        records = {
+            split: [self._committed(shard, split) for shard in range(self.num_shards(split))] for split in SPLITS
+        }
+        missing = [f"{split} {n}" for split in SPLITS for n, record in enumerate(records[split]) if record is None]
+        if missing:
             raise StoreError(
-                f"expected all {self.num_shards} shards and {held_out}, some are missing. Write them first"
+                f"expected every shard of {self.folder}, missing are {', '.join(missing[:5])}. Write them first"
             )
-        committed = [record for record in records if record is not None]
-        self._create_metadata()
-        files = {name: file for record in committed for name, file in record.files.items()}
-        arrays = ["", "tokens/", "held_out_tokens/", *(f"{hook}/" for hook in self.spec.hooks)]
-        others = [f"{name}zarr.json" for name in arrays] + [HELD_OUT_PATH]
-        others += [shard_record_path(shard) for shard in range(self.num_shards)]
+        committed = {split: [record for record in records[split] if record is not None] for split in SPLITS}
+        files = {name: file for split in SPLITS for record in committed[split] for name, file in record.files.items()}
+        others = list(self._create_metadata())
+        others += [shard_record_path(shard, split) for split in SPLITS for shard in range(self.num_shards(split))]
         for name in others:
             path = self.folder / name
             files[name] = FileRecord(nbytes=path.stat().st_size, sha256=file_sha256(path))
         for path in self.folder.rglob("*"):
             if path.is_file() and path.relative_to(self.folder).as_posix() not in files:
                 path.unlink()  # shards of a larger budget that was given up
+        hooks = self.spec.hooks
         manifest = Manifest(
             format=FORMAT,
             spec=self.spec,
             num_sequences=self.num_sequences,
             num_rows=self.num_sequences * self.spec.rows_per_sequence,
-            num_held_out_sequences=zarr.open_array(self.folder / "held_out_tokens", mode="r").shape[0],
-            moments={hook: combine_moments([record.sums[hook] for record in committed]) for hook in self.spec.hooks},
+            num_held_out_sequences=self.num_held_out_sequences,
+            moments={hook: combine_moments([record.sums[hook] for record in committed["training"]]) for hook in hooks},
             files=files,
         )
         write_json(self.folder / MANIFEST_FILE, manifest)
         return manifest
 
-    def _fits(self, record: ShardRecord, shard: int) -> bool:
-        return (record.spec_digest, record.shard, record.num_sequences) == (
+    def _split_sequences(self, split: Split) -> int:
+        return self.num_sequences if split == "training" else self.num_held_out_sequences
+
+    def _commit(
+        self,
+        shard: int,
+        split: Split,
+        tokens: NDArray[np.uint32],
+        rows: Mapping[str, Rows | Tensor],
+        sums: Sums | Callable[[], Sums],
+    ) -> None:
+        """The shard's files, each whole or not at all, then the record that makes it committed."""
+        summed = self._pipeline.call(lambda: dict(sums() if callable(sums) else sums))
+        whole = np.zeros((self.spec.sequences_per_shard, self.spec.context_length), dtype="<u4")
+        whole[: len(tokens)] = tokens
+        path = token_shard_path(shard, split)
+        files = {path: self._write(path, _token_chunk(whole))}
+        order = disk_order(shard, len(tokens) * self.spec.rows_per_sequence, split=split)
+        for hook, values in rows.items():
+            path = row_shard_path(hook, shard, split)
+            files[path] = self._write(path, self._shard_parts(values, order))
+        record = ShardRecord(
+            spec_digest=self.spec.digest,
+            split=split,
+            shard=shard,
+            num_sequences=len(tokens),
+            files=files,
+            sums=summed.result(),
+        )
+        if set(record.sums) != set(rows):
+            raise ValueError(f"expected sums of {', '.join(rows)} for shard {shard}, got {', '.join(record.sums)}")
+        write_json(self.folder / shard_record_path(shard, split), record)
+
+    def _shard_parts(self, rows: Rows | Tensor, order: Numbers) -> Iterator[bytes | memoryview]:
+        """The bytes of a zarr v3 shard: encoded inner chunks, each with its crc32c, then the index and its crc32c."""
+        index = np.full((self.spec.chunks_per_shard, 2), 2**64 - 1, dtype="<u8")
+        offset = 0
+        chunks = self._pipeline.encode(self.spec.codec, rows, order, rows_per_chunk=self.spec.rows_per_chunk)
+        for chunk, (parts, nbytes) in enumerate(chunks):
+            index[chunk] = (offset, nbytes)
+            offset += nbytes
+            yield from parts
+        yield index.tobytes()
+        yield crc32c((index.tobytes(),))
+
+    def _write(self, name: str, parts: Iterator[bytes | memoryview] | Parts) -> FileRecord:
+        nbytes, sha256 = write_parts(self.folder / name, parts)
+        return FileRecord(nbytes=nbytes, sha256=sha256)
+
+    def _fits(self, record: ShardRecord, shard: int, split: Split) -> bool:
+        return (record.spec_digest, record.split, record.shard, record.num_sequences) == (
             self.spec.digest,
+            split,
             shard,
-            self.shard_sequences(shard),
+            self.shard_sequences(shard, split),
         )
 
-    def _committed(self, shard: int) -> ShardRecord | None:
-        path = self.folder / shard_record_path(shard)
+    def _committed(self, shard: int, split: Split) -> ShardRecord | None:
+        path = self.folder / shard_record_path(shard, split)
         if not path.is_file():
             return None
         try:
@@ -181,88 +279,60 @@ class CacheWriter:
             (self.folder / name).is_file() and (self.folder / name).stat().st_size == file.nbytes
             for name, file in record.files.items()
         )
-        return record if whole and self._fits(record, shard) else None
+        return record if whole and self._fits(record, shard, split) else None
 
-    def _write(self, name: str, *parts: bytes) -> FileRecord:
-        write_bytes(self.folder / name, *parts)
-        hasher = hashlib.sha256()
-        for part in parts:
-            hasher.update(part)
-        return FileRecord(nbytes=sum(map(len, parts)), sha256=hasher.hexdigest())
+    def _create_metadata(self) -> Iterator[str]:
+        """Writes zarr.json of the groups, of the tokens and of every hook; their names."""
+        for split in SPLITS:
+            prefix = split_folder(split)
+            for name in ("zarr.json", "tokens/zarr.json", *(f"{hook}/zarr.json" for hook in self.spec.hooks)):
+                (self.folder / prefix / name).unlink(missing_ok=True)
+                yield prefix + name
+            group = self.folder / prefix
+            zarr.create_group(group, zarr_format=3)
+            num_sequences = self._split_sequences(split)
+            create_token_array(group, self.spec, num_sequences=num_sequences)
+            for hook in self.spec.hooks:
+                create_row_array(group, hook, self.spec, num_sequences=num_sequences)
 
-    def _token_parts(self, tokens: NDArray[np.uint32]) -> tuple[bytes, ...]:
-        whole = np.zeros((self.spec.sequences_per_shard, self.spec.context_length), dtype="<u4")
-        whole[: len(tokens)] = tokens
-        return _token_chunk(whole)
 
-    def _row_parts(self, rows: NDArray[np.uint16], order: NDArray[np.int64]) -> list[bytes]:
-        """The parts of a zarr v3 shard: encoded inner chunks, each with its crc32c, then the index and its crc32c."""
-        parts: list[bytes] = []
-        index = np.full((self.spec.chunks_per_shard, 2), 2**64 - 1, dtype="<u8")
-        offset = 0
-        for chunk in range(-(-len(rows) // self.spec.rows_per_chunk)):
-            start = chunk * self.spec.rows_per_chunk
-            stored = rows[order[start : start + self.spec.rows_per_chunk]]
-            if len(stored) < self.spec.rows_per_chunk:  # zarr's chunks are whole; past the array's end they hold zeros
-                stored = np.concatenate(
-                    [stored, np.zeros((self.spec.rows_per_chunk - len(stored), rows.shape[1]), "<u2")]
-                )
-            encoded = encode_chunk(self.spec.codec, stored)
-            parts += [encoded, _crc32c(encoded)]
-            index[chunk] = (offset, len(encoded) + 4)
-            offset += len(encoded) + 4
-        return [*parts, index.tobytes(), _crc32c(index.tobytes())]
-
-    def _create_metadata(self) -> None:
-        """zarr.json of the group, of the tokens and of every hook."""
-        for name in ("zarr.json", *(f"{hook}/zarr.json" for hook in self.spec.hooks)):
-            (self.folder / name).unlink(missing_ok=True)
-        zarr.create_group(self.folder, zarr_format=3)
-        shape = (self.num_sequences, self.spec.context_length)
-        self._create_array(token_shard_path(0), shape, (self.spec.sequences_per_shard, self.spec.context_length))
-        serializer, compressors = zarr_codecs(self.spec.codec)
-        for hook in self.spec.hooks:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
-                zarr.create_array(
-                    self.folder,
-                    name=hook,
-                    shape=(self.num_sequences * self.spec.rows_per_sequence, self.spec.model.d_model),
-                    dtype="uint16",
-                    chunks=(self.spec.rows_per_chunk, self.spec.model.d_model),
-                    shards=(self.spec.rows_per_shard, self.spec.model.d_model),
-                    serializer=serializer,
-                    compressors=[*compressors, {"name": "crc32c"}],
-                    fill_value=0,
-                    attributes={
-                        "logical_dtype": "bfloat16",
-                        "row_order": "permuted within shards, see store/layout.py",
-                    },
-                    dimension_names=("row", "channel"),
-                )
-
-    def _create_array(self, chunk_path: str, shape: tuple[int, ...], chunk: tuple[int, ...]) -> None:
-        name = chunk_path.split("/")[0]
-        (self.folder / name / "zarr.json").unlink(missing_ok=True)
+def create_row_array(group: Path, hook: str, spec: CacheSpec, *, num_sequences: int) -> None:
+    """Writes the zarr.json of one hook's rows."""
+    serializer, compressors = zarr_codecs(spec.codec)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
         zarr.create_array(
-            self.folder,
-            name=name,
-            shape=shape,
-            dtype="uint32",
-            chunks=chunk,
-            compressors=[
-                {"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}},
-                {"name": "crc32c"},
-            ],
+            group,
+            name=hook,
+            shape=(num_sequences * spec.rows_per_sequence, spec.model.d_model),
+            dtype="uint16",
+            chunks=(spec.rows_per_chunk, spec.model.d_model),
+            shards=(spec.rows_per_shard, spec.model.d_model),
+            serializer=serializer,
+            compressors=[*compressors, {"name": "crc32c"}],
             fill_value=0,
-            dimension_names=("sequence", "position"),
+            attributes={"logical_dtype": "bfloat16", "row_order": "permuted within shards, see store/layout.py"},
+            dimension_names=("row", "channel"),
         )
 
 
-def _token_chunk(tokens: NDArray[np.uint32]) -> tuple[bytes, bytes]:
-    encoded = zstd.compress(np.ascontiguousarray(tokens, dtype="<u4"), _ZSTD_LEVEL)
-    return encoded, _crc32c(encoded)
+def create_token_array(group: Path, spec: CacheSpec, *, num_sequences: int) -> None:
+    """Writes the zarr.json of the token windows."""
+    zarr.create_array(
+        group,
+        name="tokens",
+        shape=(num_sequences, spec.context_length),
+        dtype="uint32",
+        chunks=(spec.sequences_per_shard, spec.context_length),
+        compressors=[
+            {"name": "zstd", "configuration": {"level": TOKEN_ZSTD_LEVEL, "checksum": False}},
+            {"name": "crc32c"},
+        ],
+        fill_value=0,
+        dimension_names=("sequence", "position"),
+    )
 
 
-def _crc32c(data: bytes) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+def _token_chunk(tokens: NDArray[np.uint32]) -> Parts:
+    encoded = zstd.compress(np.ascontiguousarray(tokens, dtype="<u4"), TOKEN_ZSTD_LEVEL)
+    return encoded, crc32c((encoded,))

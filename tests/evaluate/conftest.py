@@ -174,16 +174,20 @@ def write_cache(folder: Path, model_folder: Path) -> Manifest:
     )
     tokens = random_windows(NUM_SEQUENCES + NUM_HELD_OUT)
     model = load_model(model_folder, dtype=torch.float32, device="cpu")
-    with torch.no_grad():
-        output = model(input_ids=torch.from_numpy(tokens[:NUM_SEQUENCES].astype(np.int64)), output_hidden_states=True)
-    rows = output.hidden_states[2][:, 1:].reshape(-1, D_MODEL).to(torch.bfloat16)
-    wide = rows.double()
-    sums = ShardSums(num_rows=len(rows), sum=wide.sum(dim=0).tolist(), sum_of_squares=wide.square().sum(dim=0).tolist())
-    writer = CacheWriter(folder, spec, num_sequences=NUM_SEQUENCES)
-    bits = rows.view(torch.uint16).numpy()
-    writer.write_shard(0, tokens=tokens[:NUM_SEQUENCES], rows={HOOK: bits}, sums={HOOK: sums})
-    writer.write_held_out(tokens[NUM_SEQUENCES:])
-    return writer.finish()
+    with CacheWriter(folder, spec, num_sequences=NUM_SEQUENCES, num_held_out_sequences=NUM_HELD_OUT) as writer:
+        for split, every in (("training", tokens[:NUM_SEQUENCES]), ("held_out", tokens[NUM_SEQUENCES:])):
+            for shard in writer.missing_shards(split):
+                first = shard * spec.sequences_per_shard
+                windows = every[first : first + spec.sequences_per_shard]
+                with torch.no_grad():
+                    output = model(input_ids=torch.from_numpy(windows.astype(np.int64)), output_hidden_states=True)
+                rows = output.hidden_states[2][:, 1:].reshape(-1, D_MODEL).to(torch.bfloat16)
+                wide = rows.double()
+                sums = ShardSums(
+                    num_rows=len(rows), sum=wide.sum(dim=0).tolist(), sum_of_squares=wide.square().sum(dim=0).tolist()
+                )
+                writer.write_shard(shard, split=split, tokens=windows, rows={HOOK: rows}, sums={HOOK: sums})
+        return writer.finish()
 
 
 def random_windows(num_sequences: int) -> NDArray[np.uint32]:

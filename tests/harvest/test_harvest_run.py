@@ -51,12 +51,14 @@ def die(*_):
 
 def harvest_until(moment, config, model, output, scratch):
     class Dying(store.writer.CacheWriter):
-        def write_shard(self, shard, **arguments):
+        def submit_shard(self, shard, **arguments):
             if moment == "while the third shard is written" and shard == 2:
                 Path.replace = die
-            super().write_shard(shard, **arguments)
+            done = super().submit_shard(shard, **arguments)
+            done.result()
             if moment == "after two shards" and shard == 1:
                 die()
+            return done
 
         def finish(self):
             if moment == "while the metadata are written":
@@ -172,7 +174,7 @@ def test_the_spec_records_text_packing_and_what_was_left_out(workplace: Workplac
     assert spec.text["kind"] == "files"
     assert spec.excluded_positions == ("bos",)
     assert "without a separator" in spec.packing
-    assert (spec.hooks, spec.compute_dtype, spec.harvest_version) == ((HOOK,), "float32", 1)
+    assert (spec.hooks, spec.compute_dtype, spec.harvest_version) == ((HOOK,), "float32", 2)
 
 
 def test_the_same_harvest_again_makes_no_shard_and_the_same_bytes(workplace: Workplace) -> None:
@@ -246,7 +248,7 @@ def test_a_killed_harvest_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
     assert [int(line) for line in done.stdout.splitlines()] == [-signal.SIGKILL] * len(MOMENTS), done.stderr
     for place in killed.values():
         assert not place.output.exists()
-        committed = {path.parent.name: path.stat().st_ino for path in place.scratch.rglob(f"{HOOK}/c/*/0")}
+        committed = {path.parent.name: path.stat().st_ino for path in place.scratch.rglob(f"cache/{HOOK}/c/*/0")}
         assert {"0", "1"} <= set(committed)
         place.harvest()
         assert tree(place.output) == expected

@@ -1,4 +1,4 @@
-"""A small real cache: 41 sequences of 8 rows, 48 channels, two hooks, shards of 12 sequences, the last one partial."""
+"""A small real cache: 41 training and 14 held-out sequences of 8 rows, 48 channels, two hooks, shards of 12."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from store.layout import SPLITS, Split
 from store.manifest import CacheSpec, ModelIdentity, ShardSums
 from store.writer import CacheWriter
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
-NUM_SEQUENCES, CONTEXT, D_MODEL = 41, 9, 48
+NUM_SEQUENCES, NUM_HELD_OUT, CONTEXT, D_MODEL = 41, 14, 9, 48
+HELD_OUT_FROM = 500
 
 
 def make_spec(**changes: Any) -> CacheSpec:  # noqa: ANN401 - fields of the spec
@@ -57,9 +59,10 @@ def rows_of(hook: str, num_sequences: int) -> NDArray[np.uint16]:
     return torch.from_numpy(values).bfloat16().view(torch.uint16).numpy()
 
 
-def fill(writer: CacheWriter, shard: int) -> None:
-    first = shard * writer.spec.sequences_per_shard
-    last = first + writer.shard_sequences(shard)
+def fill(writer: CacheWriter, shard: int, split: Split = "training") -> None:
+    """Writes a shard; held-out sequence i holds the rows of training sequence i + HELD_OUT_FROM."""
+    first = shard * writer.spec.sequences_per_shard + (HELD_OUT_FROM if split == "held_out" else 0)
+    last = first + writer.shard_sequences(shard, split)
     per_sequence = writer.spec.rows_per_sequence
     rows = {hook: rows_of(hook, last)[first * per_sequence :] for hook in writer.spec.hooks}
     sums = {}
@@ -68,13 +71,22 @@ def fill(writer: CacheWriter, shard: int) -> None:
         sums[hook] = ShardSums(
             num_rows=len(bits), sum=values.sum(0).tolist(), sum_of_squares=values.square().sum(0).tolist()
         )
-    writer.write_shard(shard, tokens=tokens_of(last)[first:], rows=rows, sums=sums)
+    writer.write_shard(shard, split=split, tokens=tokens_of(last)[first:], rows=rows, sums=sums)
+
+
+def make_writer(folder: Path, *, num_sequences: int = NUM_SEQUENCES, **changes: Any) -> CacheWriter:  # noqa: ANN401
+    return CacheWriter(folder, make_spec(**changes), num_sequences=num_sequences, num_held_out_sequences=NUM_HELD_OUT)
+
+
+def finish(writer: CacheWriter) -> None:
+    """Writes what is missing, and the manifest."""
+    for split in SPLITS:
+        for shard in writer.missing_shards(split):
+            fill(writer, shard, split)
+    writer.finish()
 
 
 def write_cache(folder: Path, *, num_sequences: int = NUM_SEQUENCES, **changes: Any) -> Path:  # noqa: ANN401
-    writer = CacheWriter(folder, make_spec(**changes), num_sequences=num_sequences)
-    for shard in writer.missing_shards():
-        fill(writer, shard)
-    writer.write_held_out(tokens_of(5))
-    writer.finish()
+    with make_writer(folder, num_sequences=num_sequences, **changes) as writer:
+        finish(writer)
     return folder

@@ -12,8 +12,7 @@ import zarr
 from store.errors import StoreError
 from store.layout import disk_order
 from store.manifest import ShardSums, combine_moments, load_manifest
-from store.writer import CacheWriter
-from tests.store.cache_fixture import HOOKS, NUM_SEQUENCES, fill, make_spec, rows_of, tokens_of
+from tests.store.cache_fixture import HOOKS, NUM_SEQUENCES, fill, finish, make_writer, rows_of, tokens_of
 
 MakeCache = Callable[..., Path]
 
@@ -36,7 +35,10 @@ def test_plain_zarr_reads_the_same_numbers(make_cache: MakeCache, codec: str) ->
         here = stored[shard * rows_per_shard : (shard + 1) * rows_per_shard]
         np.testing.assert_array_equal(here, rows[disk_order(shard, len(rows))])
     np.testing.assert_array_equal(np.asarray(group["tokens"][:]), tokens_of(NUM_SEQUENCES))
-    np.testing.assert_array_equal(np.asarray(group["held_out_tokens"][:]), tokens_of(5))
+    np.testing.assert_array_equal(np.asarray(group["held_out/tokens"][:]), tokens_of(514)[500:])
+    held_out = rows_of(HOOKS[0], 514)[500 * 8 :]  # 14 sequences: a shard of 12 and one of 2
+    order = np.concatenate([disk_order(0, 96, split="held_out"), 96 + disk_order(1, 16, split="held_out")])
+    np.testing.assert_array_equal(np.asarray(group[f"held_out/{HOOKS[0]}"][:]), held_out[order])
 
 
 def test_two_writings_of_one_cache_are_the_same_bytes(make_cache: MakeCache) -> None:
@@ -50,14 +52,11 @@ def test_nothing_that_is_hashed_holds_a_path_or_a_time(make_cache: MakeCache, tm
 
 def test_a_larger_budget_keeps_full_shards_and_remakes_the_partial_one(make_cache: MakeCache, tmp_path: Path) -> None:
     small, large = make_cache("small", num_sequences=30), make_cache("large", num_sequences=41)
-    writer = CacheWriter(tmp_path / "grown", make_spec(), num_sequences=41)
+    writer = make_writer(tmp_path / "grown")
     earlier = {p.relative_to(small).as_posix(): p for p in small.rglob("*") if p.is_file()}
-    assert writer.adopt(earlier) == [0, 1]
+    assert writer.adopt(earlier) == [("training", 0), ("training", 1), ("held_out", 0), ("held_out", 1)]
     assert writer.missing_shards() == [2, 3]
-    for shard in (2, 3):
-        fill(writer, shard)
-    writer.write_held_out(tokens_of(5))
-    writer.finish()
+    finish(writer)
     assert contents(tmp_path / "grown") == contents(large)
 
 
@@ -68,22 +67,23 @@ def test_shards_of_another_spec_or_with_other_bytes_are_not_adopted(make_cache: 
     data[100] ^= 1
     shard.write_bytes(bytes(data))
     earlier = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    assert CacheWriter(tmp_path / "a", make_spec(), num_sequences=41).adopt(earlier) == [0, 2, 3]
-    assert CacheWriter(tmp_path / "b", make_spec(harvest_version=2), num_sequences=41).adopt(earlier) == []
+    adopted = make_writer(tmp_path / "a").adopt(earlier)
+    assert [shard for split, shard in adopted if split == "training"] == [0, 2, 3]
+    assert make_writer(tmp_path / "b", harvest_version=2).adopt(earlier) == []
 
 
 def test_a_writer_continues_after_the_shards_that_are_committed(tmp_path: Path) -> None:
-    writer = CacheWriter(tmp_path / "cache", make_spec(), num_sequences=41)
+    writer = make_writer(tmp_path / "cache")
     fill(writer, 1)
     (tmp_path / "cache" / HOOKS[0] / "c/2").mkdir(parents=True)
     (tmp_path / "cache" / HOOKS[0] / "c/2/0.1234.tmp").write_bytes(b"half")
-    again = CacheWriter(tmp_path / "cache", make_spec(), num_sequences=41)
+    again = make_writer(tmp_path / "cache")
     assert again.missing_shards() == [0, 2, 3]
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_a_shard_without_its_record_is_not_there(tmp_path: Path) -> None:
-    writer = CacheWriter(tmp_path / "cache", make_spec(), num_sequences=41)
+    writer = make_writer(tmp_path / "cache")
     fill(writer, 0)
     record = tmp_path / "cache" / "shards/00000.json"
     record.write_bytes(record.read_bytes()[:-20])  # damaged
@@ -93,9 +93,12 @@ def test_a_shard_without_its_record_is_not_there(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_cache_cannot_be_finished_or_opened(tmp_path: Path) -> None:
-    writer = CacheWriter(tmp_path / "cache", make_spec(), num_sequences=41)
+    writer = make_writer(tmp_path / "cache")
     fill(writer, 0)
-    with pytest.raises(StoreError, match="expected all 4 shards"):
+    with pytest.raises(
+        StoreError,
+        match=r"expected every shard of .*cache, missing are training 1, .*held_out 0",
+    ):
         writer.finish()
     with pytest.raises(StoreError, match=r"manifest\.json, found none: the cache is not finished"):
         load_manifest(tmp_path / "cache")
@@ -107,7 +110,7 @@ def test_the_manifest_lists_every_file_but_itself(make_cache: MakeCache) -> None
 
 
 def test_rows_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
-    writer = CacheWriter(tmp_path / "cache", make_spec(), num_sequences=41)
+    writer = make_writer(tmp_path / "cache")
     sums = {hook: ShardSums(num_rows=1, sum=[], sum_of_squares=[]) for hook in HOOKS}
     with pytest.raises(ValueError, match="for shard 0, got tokens"):
         writer.write_shard(0, tokens=tokens_of(12), rows={HOOKS[0]: rows_of(HOOKS[0], 12)}, sums=sums)
@@ -137,9 +140,9 @@ def test_combined_moments_by_hand() -> None:
     [
         (
             lambda m: m | {"format": "activation-cache/9"},
-            "expected format 'activation-cache/1'.*got 'activation-cache/9'",
+            "expected format 'activation-cache/2'.*got 'activation-cache/9'",
         ),
-        (lambda m: {"hello": 1}, "expected format 'activation-cache/1'.*got None"),
+        (lambda m: {"hello": 1}, "expected format 'activation-cache/2'.*got None"),
         (lambda m: {**m, "num_rows": "many"}, "to hold a Manifest, but num_rows: "),
         (lambda m: [], "expected format"),
     ],

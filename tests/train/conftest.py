@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from store.layout import SPLITS
 from store.manifest import CacheSpec, ModelIdentity, ShardSums
 from store.writer import CacheWriter
 from train.config import VARIANTS, TrainConfig, VariantConfig, VariantSettings, resolve
@@ -48,9 +49,10 @@ def write_cache(folder: Path, *, seed: int = 0) -> Path:
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(24, D_MODEL, generator=generator)
-    writer = CacheWriter(folder, spec, num_sequences=NUM_ROWS // 16)
-    for shard in writer.missing_shards():
-        num_sequences = writer.shard_sequences(shard)
+    writer = CacheWriter(folder, spec, num_sequences=NUM_ROWS // 16, num_held_out_sequences=2)
+    shards = [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
+    for split, shard in shards:
+        num_sequences = writer.shard_sequences(shard, split)
         num_rows = num_sequences * 16
         present = torch.rand(num_rows, 24, generator=generator) < 0.15
         strengths = present * torch.rand(num_rows, 24, generator=generator)
@@ -59,9 +61,9 @@ def write_cache(folder: Path, *, seed: int = 0) -> Path:
         tokens = torch.randint(1, 50, (num_sequences, 17), generator=generator).numpy().astype(np.uint32)
         tokens[:, 0] = 0
         sums = ShardSums(num_rows=num_rows, sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist())
-        writer.write_shard(shard, tokens=tokens, rows={HOOK: rows.view(torch.uint16).numpy()}, sums={HOOK: sums})
-    writer.write_held_out(np.zeros((2, 17), dtype=np.uint32))
+        writer.write_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums})
     writer.finish()
+    writer.close()
     return folder
 
 

@@ -1,0 +1,258 @@
+"""Where the files of a cache are, and how ranges of them are read: a folder here, a bucket or server in remote.py.
+
+What is read is data to be checked, wherever it comes from: sizes here, checksums by the reader.
+"""
+
+import hashlib
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import DamagedFile, IncompleteCache, StoreError
+
+GIB = 2**30
+DEFAULT_CACHE_BYTES = 20 * GIB
+_MAX_OPEN = 256  # files held open at once, far below the usual limit of 1024 for a process
+
+_PIECE_NBYTES = 8 * 2**20
+
+Mode = Literal["mmap", "pread"]
+
+
+class RangeReader(Protocol):
+    """Reads ranges of one file. Safe to use from several threads."""
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """Bytes offset to offset + nbytes, (nbytes,), not to be written to.
+
+        Raises:
+            DamagedFile: the file ends before; names it.
+            IncompleteCache: there is no such file; names it.
+        """
+        ...
+
+
+class Files(Protocol):
+    """The files of one cache, by their names relative to it (`tokens/c/0/0`)."""
+
+    location: str
+    """For messages: a folder or a URL."""
+    parallel_reads: int
+    """Reads worth having under way at once: 1 where the kernel reads ahead, tens where each waits for a network."""
+
+    def read(self, name: str) -> bytes:
+        """A whole small file. IncompleteCache names it when it is missing."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None when there is no such file."""
+        ...
+
+    def sizes(self) -> dict[str, int] | None:
+        """Bytes of every file that is there, in one go; None where files cannot be listed (plain http)."""
+        ...
+
+    def open_range(self, name: str, nbytes: int, *, sha256: str | None = None) -> RangeReader:
+        """A reader of a file's ranges.
+
+        Args:
+            name: of the file.
+            nbytes: the size that the manifest states; DamagedFile when the file has another. Remote files are not
+                asked for their sizes, because there are thousands: there a missing or short one is found by a read.
+            sha256: what the manifest states; ranges of a remote file are kept locally under it, and only with it.
+        """
+        ...
+
+    def forget(self, name: str, offset: int) -> bool:
+        """Drops the local copies of ranges of a file that begin at `offset`.
+
+        True when reading again asks a remote and so may give other bytes; the reader tries that once when a checksum
+        fails. False for a folder, whose bytes are what they are.
+        """
+        ...
+
+
+def checked_name(name: str) -> str:
+    """The name itself when it stays inside its cache; names come from manifests, which are data."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise StoreError(f"expected the name of a file inside the cache, got {name!r}: the manifest was tampered with")
+    return name
+
+
+class LocalFiles:
+    """A cache in a folder.
+
+    Args:
+        folder: of the cache.
+        mode: `mmap` returns views of the mapped file and copies nothing. `pread` reads into a new array each time:
+            for network file systems, where a file truncated under a map would kill the process by SIGBUS.
+    """
+
+    parallel_reads = 1
+
+    def __init__(self, folder: Path, *, mode: Mode = "mmap") -> None:
+        self.folder = folder
+        self.location = str(folder)
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, _Mapped | _Descriptor] = OrderedDict()
+
+    def read(self, name: str) -> bytes:
+        path = self.folder / checked_name(name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def size(self, name: str) -> int | None:
+        path = self.folder / checked_name(name)
+        return path.stat().st_size if path.is_file() else None
+
+    def sizes(self) -> dict[str, int]:
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
+
+    def open_range(self, name: str, nbytes: int, *, sha256: str | None = None) -> "_LocalRange":
+        path = self.folder / checked_name(name)
+        try:
+            got = path.stat().st_size
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if got != nbytes:
+            raise DamagedFile(
+                f"expected {path} to have {nbytes} bytes, got {got}. "
+                "Remove the file and run `dvc checkout`, or harvest again"
+            )
+        return _LocalRange(self, name, nbytes)
+
+    def forget(self, name: str, offset: int) -> bool:
+        return False
+
+    def _opened(self, name: str, nbytes: int) -> "_Mapped | _Descriptor":
+        """The open file of that name. At most _MAX_OPEN are kept; one in use lives on until its last view is gone."""
+        with self._lock:
+            held = self._open.pop(name, None)
+            if held is None:
+                path = self.folder / name
+                try:
+                    held = _Mapped(path, nbytes) if self._mode == "mmap" else _Descriptor(path)
+                except OSError as error:
+                    raise _unreadable(path, error) from error
+            self._open[name] = held
+            while len(self._open) > _MAX_OPEN:
+                self._open.popitem(last=False)
+            return held
+
+
+class _LocalRange:
+    def __init__(self, files: LocalFiles, name: str, nbytes: int) -> None:
+        self._files, self._name, self._nbytes = files, name, nbytes
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        path = self._files.folder / self._name
+        check_range(offset, nbytes, file_nbytes=self._nbytes, where=str(path))
+        if nbytes == 0:
+            return np.empty(0, dtype=np.uint8)
+        return self._files._opened(self._name, self._nbytes).read(offset, nbytes)
+
+
+class _Mapped:
+    """A whole file mapped into memory; its views keep it alive."""
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        with path.open("rb") as file:
+            got = os.fstat(file.fileno()).st_size
+            if got < nbytes:
+                raise DamagedFile(f"expected {path} to have {nbytes} bytes, got {got}: it was cut short since opening")
+            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        return self._bytes[offset : offset + nbytes]
+
+
+class _Descriptor:
+    """An open file, closed when nothing refers to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb", buffering=0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        out = np.empty(nbytes, dtype=np.uint8)
+        done = 0
+        while done < nbytes:
+            try:
+                got = os.preadv(self._file.fileno(), [out.data[done:]], offset + done)
+            except OSError as error:
+                raise _unreadable(self._path, error) from error
+            if got == 0:
+                raise short_file(str(self._path), offset=offset, nbytes=nbytes, got=done)
+            done += got
+        return out
+
+
+def check_range(offset: int, nbytes: int, *, file_nbytes: int, where: str) -> None:
+    """DamagedFile when a range, which comes from an index, is not inside its file."""
+    if offset < 0 or nbytes < 0 or offset + nbytes > file_nbytes:
+        raise DamagedFile(
+            f"expected bytes {offset} to {offset + nbytes} inside {where}, which has {file_nbytes}. "
+            "What points there is damaged: restore the file"
+        )
+
+
+def short_file(where: str, *, offset: int, nbytes: int, got: int) -> DamagedFile:
+    """The error of a file that ends too early."""
+    return DamagedFile(
+        f"expected {nbytes} bytes at {offset} of {where}, got {got}: the file was cut short. "
+        "Remove it and run `dvc checkout` or `dvc pull`, or upload or harvest it again"
+    )
+
+
+def sha256_of(files: Files, name: str, nbytes: int) -> str:
+    """SHA-256 (hex) of a file read in pieces; DamagedFile when it has not `nbytes` bytes. Keeps nothing locally."""
+    reader, digest = files.open_range(name, nbytes), hashlib.sha256()
+    for offset in range(0, nbytes, _PIECE_NBYTES):
+        digest.update(reader.read(offset, min(_PIECE_NBYTES, nbytes - offset)).data)
+    return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> StoreError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return IncompleteCache(
+            f"expected the file {path}, found none: the cache is not finished or only partly there. "
+            "Run `dvc checkout` or `dvc pull` to restore it, or `dvc repro harvest` to finish it"
+        )
+    return StoreError(f"could not read {path}: {error.strerror}. Check its permissions and its disk")
+
+
+def open_files(
+    location: str | Path,
+    *,
+    mode: Mode = "mmap",
+    cache_folder: Path | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+) -> Files:
+    """The files of a cache, wherever it is.
+
+    Args:
+        location: a folder, or a URL that fsspec knows (s3://bucket/folder, gs://, https://, ssh://).
+        mode: how a folder's files are read; see LocalFiles.
+        cache_folder: where ranges read from a URL are kept; None keeps none.
+        cache_bytes: the most that they may take; the least recently used go first.
+    """
+    if isinstance(location, Path) or "://" not in location:
+        return LocalFiles(Path(location), mode=mode)
+    from store.remote import RemoteFiles  # fsspec's drivers take long to import, and most caches are local
+
+    return RemoteFiles(location, cache_folder=cache_folder, cache_bytes=cache_bytes)

@@ -1,0 +1,228 @@
+"""Shuffled batches: chunks are decoded in threads, each row straight to its shuffled slot of a pool."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.layout import EpochPlan, Numbers, Split
+from store.manifest import CacheSpec
+from store.planes import Rows
+from store.record import Record
+
+if TYPE_CHECKING:
+    from store.reader import ActivationCache
+
+MIB = 2**20
+_TASK_BYTES = 4 * MIB  # rows that one task decodes, so that handing tasks out costs little
+
+
+class Position(Record):
+    """The next batch of a stream. Kept with a checkpoint, it continues the stream bit-identically."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+def chunks_per_pool(pool_bytes: int, spec: CacheSpec, *, num_hooks: int) -> int:
+    """Chunks that batches are cut from at a time: half of the pool, slot numbers (8 bytes a row) included; 1 at least.
+
+    The other half is filled meanwhile.
+    """
+    row_nbytes = 2 * spec.model.d_model * num_hooks + 8
+    return max(1, pool_bytes // 2 // (spec.rows_per_chunk * row_nbytes))
+
+
+class AlignedBatches(Iterator[tuple[Rows, ...]]):
+    """Batches of several hooks, one (batch_rows, d_model) array each, valid until the next is asked for.
+
+    An epoch reads all chunks in an order keyed by (seed, epoch). Half of the pool holds the rows that batches are cut
+    from; the other half is filled meanwhile, each row decoded straight to its shuffled slot. Batches run on across
+    pools. `torch.from_numpy(batch).view(torch.bfloat16)` has the values.
+
+    Private memory: `pool_bytes`, which holds both halves and their slot numbers, plus a batch, plus twice the bytes of
+    a chunk per decoding thread. A pool smaller than two chunks is taken as that. Mapped pages of the files are the
+    kernel's to keep or drop.
+    """
+
+    def __init__(
+        self,
+        cache: "ActivationCache",
+        hooks: tuple[str, ...],
+        *,
+        batch_rows: int,
+        seed: int,
+        start: Position,
+        num_epochs: int | None,
+        pool_bytes: int,
+        num_threads: int,
+        split: Split,
+        rank: int,
+        num_ranks: int,
+    ) -> None:
+        num_rows, spec = cache.manifest.split_rows(split), cache.spec
+        if not hooks:
+            raise ValueError("expected at least one hook to read, got none")
+        if not 0 <= rank < num_ranks:
+            raise ValueError(f"expected a rank from 0 to num_ranks - 1, got rank {rank} of {num_ranks}")
+        if not 1 <= batch_rows <= num_rows:
+            raise ValueError(
+                f"expected batches of 1 to {num_rows} rows (the whole cache), got {batch_rows}. "
+                "Lower train.batch_rows or harvest more rows"
+            )
+        self._cache, self._hooks, self._split = cache, hooks, split
+        self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, num_epochs
+        self._rank, self._num_ranks = rank, num_ranks
+        row_nbytes = 2 * spec.model.d_model * len(hooks)
+        self._chunks_per_pool = chunks_per_pool(pool_bytes, spec, num_hooks=len(hooks))
+        plan = self._plan(start.epoch)
+        self.batches_per_epoch = plan.batches_per_epoch(batch_rows)
+        if self.batches_per_epoch == 0:
+            raise ValueError(
+                f"expected a batch of {batch_rows} rows for each of {num_ranks} ranks, got {plan.num_chunks} chunks of "
+                f"{spec.rows_per_chunk} rows to share. Lower the batch or the number of ranks"
+            )
+        if not 0 <= start.batch < self.batches_per_epoch or start.epoch < 0:
+            raise ValueError(f"expected a position inside {self.batches_per_epoch} batches an epoch, got {start}")
+        pool_rows = min(self._chunks_per_pool, -(-plan.num_chunks // num_ranks)) * spec.rows_per_chunk
+        shape = (pool_rows, spec.model.d_model)
+        self._pools = [tuple(np.empty(shape, dtype=np.uint16) for _ in hooks) for _ in range(2)]
+        self._straddling = tuple(np.empty((batch_rows, spec.model.d_model), dtype=np.uint16) for _ in hooks)
+        self._chunks_per_task = max(1, _TASK_BYTES // (spec.rows_per_chunk * row_nbytes))
+        self._pending: deque[Future[int]] = deque()
+        self._threads = ThreadPoolExecutor(max(num_threads, cache.files.parallel_reads), thread_name_prefix="decode")
+        self.position = start
+        try:
+            self._seek(start)
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> tuple[Rows, ...]:
+        if self._num_epochs is not None and self.position.epoch >= self._num_epochs:
+            raise StopIteration
+        epoch, batch = self.position.epoch, self.position.batch
+        while self._current[0] < epoch:  # what is left of the epoch before is less than a batch: drop it
+            self._next_pool()
+        rows = self._take(self._batch_rows)
+        if batch + 1 < self.batches_per_epoch:
+            self.position = Position(epoch=epoch, batch=batch + 1)
+        else:
+            self.position = Position(epoch=epoch + 1, batch=0)
+        return rows
+
+    def close(self) -> None:
+        """Stops the decoding threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        return self._cache.plan(
+            seed=self._seed, epoch=epoch, chunks_per_pool=self._chunks_per_pool, split=self._split, rank=self._rank,
+            num_ranks=self._num_ranks,
+        )  # fmt: skip
+
+    def _seek(self, position: Position) -> None:
+        """Begins at a batch: finds its pool from the sizes alone, and decodes from there."""
+        self._begin_epoch(position.epoch)
+        remaining, pool = position.batch * self._batch_rows, 0
+        while remaining >= (size := sum(self._epoch.chunk_rows(int(chunk)) for chunk in self._epoch_pools[pool])):
+            remaining -= size
+            pool += 1
+        self._current, self._half = (position.epoch, pool), 0
+        self._fill(pool, self._half)
+        self._await_pool()
+        self._used = remaining
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self._epoch = self._plan(epoch)
+        self._epoch_pools = self._epoch.pools()
+
+    def _take(self, num_rows: int) -> tuple[Rows, ...]:
+        taken = 0
+        while True:
+            part = min(num_rows - taken, self._available - self._used)
+            pieces = tuple(pool[self._used : self._used + part] for pool in self._pools[self._half])
+            self._used += part
+            if part == num_rows:
+                return pieces
+            for straddling, piece in zip(self._straddling, pieces, strict=True):
+                straddling[taken : taken + part] = piece
+            taken += part
+            if taken == num_rows:
+                return self._straddling
+            self._next_pool()
+
+    def _next_pool(self) -> None:
+        self._current = self._following
+        self._half = 1 - self._half
+        self._await_pool()
+        self._used = 0
+
+    def _await_pool(self) -> None:
+        """Waits until the current pool is decoded, then has the next one decoded into the other half."""
+        self._available = 0
+        while self._pending:
+            self._available += self._pending[0].result()  # a failed task stays: whoever asks again gets its error again
+            self._pending.popleft()
+        epoch, pool = self._current
+        if pool + 1 < len(self._epoch_pools):
+            self._following = (epoch, pool + 1)
+        else:
+            self._following = (epoch + 1, 0)
+            self._begin_epoch(epoch + 1)
+        if self._num_epochs is None or self._following[0] < self._num_epochs:
+            self._fill(self._following[1], 1 - self._half)
+
+    def _fill(self, pool: int, half: int) -> None:
+        """Starts decoding a pool of the epoch at hand; each future gives the number of rows of its task."""
+        placed = list(self._epoch.slots(pool, self._epoch_pools[pool]))
+        for start in range(0, len(placed), self._chunks_per_task):
+            task = placed[start : start + self._chunks_per_task]
+            self._pending.append(self._threads.submit(self._decode, task, half))
+
+    def _decode(self, task: list[tuple[int, Numbers]], half: int) -> int:
+        for chunk, slots in task:
+            shard, inside = divmod(chunk, self._cache.spec.chunks_per_shard)
+            for hook, pool in zip(self._hooks, self._pools[half], strict=True):
+                self._cache.shard_file(hook, shard, self._split).decode(inside, pool, slots)
+        return sum(len(slots) for _, slots in task)
+
+
+class BatchStream(Iterator[NDArray[np.uint16]]):
+    """The batches of one hook: see AlignedBatches."""
+
+    def __init__(self, batches: AlignedBatches) -> None:
+        self._batches = batches
+        self.batches_per_epoch = batches.batches_per_epoch
+
+    @property
+    def position(self) -> Position:
+        """The next batch."""
+        return self._batches.position
+
+    def __next__(self) -> NDArray[np.uint16]:
+        return next(self._batches)[0]
+
+    def close(self) -> None:
+        """Stops the decoding threads."""
+        self._batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
