@@ -1,12 +1,13 @@
 # make repro   everything, from a fresh clone to reports/report.html
 # make test    lint, types and tests, from nothing
+# make test-slow   the tests that take long
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: repro test lint clean
+.PHONY: repro test test-slow lint clean
 
 repro: $(VENV)/.installed
 	dvc repro
@@ -14,6 +15,9 @@ repro: $(VENV)/.installed
 
 test: $(VENV)/.installed lint
 	pytest --numprocesses 2 --dist worksteal
+
+test-slow: $(VENV)/.installed
+	pytest --numprocesses 2 --dist worksteal -m slow
 
 lint: $(VENV)/.installed
 	ruff check .

@@ -18,11 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from bench import machine
 from ruamel.yaml import YAML
-from train_faults import machine
 
 from params import load_params
+from store.layout import SPLITS
 from store.manifest import ShardSums
 from store.reader import ActivationCache
 from store.sae import SAECard, load_card
@@ -53,7 +55,7 @@ def main() -> None:
         folder = Path(name)
         cache = options.cache if options.rows is None else first_rows(options.cache, folder / "cache", options.rows)
         result = measure(folder, cache=cache, num_alone=options.alone, num_threads=options.threads)
-    result |= {"machine": machine(), "threads": options.threads}
+    result |= {"machine": machine("torch"), "threads": options.threads}
     print_tables(result)
     if options.json:
         print(json.dumps(result, sort_keys=True))
@@ -121,27 +123,29 @@ def treatments(cards: Mapping[str, SAECard]) -> list[dict[str, Any]]:
 
 
 def first_rows(source: Path, target: Path, num_rows: int) -> Path:
-    """A cache of the first sequences of another, at least `num_rows` rows of them."""
+    """A cache of the first sequences of another, at least `num_rows` rows of them, and of two held-out ones."""
     cache = ActivationCache(source)
     spec = cache.spec
     num_sequences = -(-num_rows // spec.rows_per_sequence)
     if num_sequences > cache.manifest.num_sequences:
         raise ValueError(f"expected --rows of at most the cache's {cache.manifest.num_rows}, got {num_rows}")
-    writer = CacheWriter(target, spec, num_sequences=num_sequences)
-    for shard in writer.missing_shards():
-        begin = shard * spec.sequences_per_shard
-        sequences = range(begin, begin + writer.shard_sequences(shard))
-        indices = range(begin * spec.rows_per_sequence, sequences.stop * spec.rows_per_sequence)
-        rows = {hook: cache.rows(hook, list(indices)) for hook in spec.hooks}
-        sums = {}
-        for hook, bits in rows.items():
-            exact = torch.from_numpy(bits).view(torch.bfloat16).to(torch.float64)
-            sums[hook] = ShardSums(
-                num_rows=len(exact), sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist()
-            )
-        writer.write_shard(shard, tokens=cache.tokens(list(sequences)), rows=rows, sums=sums)
-    writer.write_held_out(cache.held_out_tokens())
-    writer.finish()
+    with CacheWriter(target, spec, num_sequences=num_sequences, num_held_out_sequences=2) as writer:
+        for split in SPLITS:
+            for shard in writer.missing_shards(split):
+                begin = shard * spec.sequences_per_shard
+                sequences = np.arange(begin, begin + writer.shard_sequences(shard, split))
+                bounds = (begin * spec.rows_per_sequence, (int(sequences[-1]) + 1) * spec.rows_per_sequence)
+                rows, sums = {}, {}
+                for hook in spec.hooks:
+                    bits = torch.from_numpy(cache.rows(hook, np.arange(*bounds), split=split))
+                    rows[hook] = bits.view(torch.bfloat16)
+                    exact = rows[hook].to(torch.float64)
+                    sums[hook] = ShardSums(
+                        num_rows=len(exact), sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist()
+                    )
+                tokens = cache.tokens(sequences, split=split)
+                writer.write_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
+        writer.finish()
     return target
 
 

@@ -16,7 +16,6 @@ affair.
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -30,7 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench import machine
 
+from store.layout import SPLITS
 from store.manifest import CacheSpec, ModelIdentity, ShardSums
 from store.writer import CacheWriter
 
@@ -73,7 +74,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="train-faults-") as name:
         trial = Trial(Path(name), random.Random(options.seed))
         results = [trial.kills(options.kills), trial.damaged_cache(), trial.full_disk()]
-    about = machine()
+    about = machine("torch")
     print("  ".join(f"{key} {value}" for key, value in about.items()))
     print(f"undisturbed run: {trial.seconds:.1f} s, {len(VARIANTS)} variants in two shapes, one of them diverging")
     for result in results:
@@ -247,18 +248,19 @@ def write_cache(folder: Path) -> None:
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(96, D_MODEL, generator=generator)
-    writer = CacheWriter(folder, spec, num_sequences=NUM_SEQUENCES)
-    for shard in writer.missing_shards():
-        num_sequences = writer.shard_sequences(shard)
+    writer = CacheWriter(folder, spec, num_sequences=NUM_SEQUENCES, num_held_out_sequences=2)
+    shards = [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
+    for split, shard in shards:
+        num_sequences = writer.shard_sequences(shard, split)
         num_rows = num_sequences * (CONTEXT - 1)
         present = torch.rand(num_rows, 96, generator=generator) < 0.1
         rows = ((present * torch.rand(num_rows, 96, generator=generator)) @ directions + 0.5).to(torch.bfloat16)
         exact = rows.to(torch.float64)
         tokens = np.zeros((num_sequences, CONTEXT), dtype=np.uint32)
         sums = ShardSums(num_rows=num_rows, sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist())
-        writer.write_shard(shard, tokens=tokens, rows={HOOK: rows.view(torch.uint16).numpy()}, sums={HOOK: sums})
-    writer.write_held_out(np.zeros((2, CONTEXT), dtype=np.uint32))
+        writer.write_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums})
     writer.finish()
+    writer.close()
 
 
 def announcements(folder: Path) -> int:
@@ -316,22 +318,6 @@ def stderr_of(folder: Path) -> str:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file's bytes by path."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def machine() -> dict[str, str]:
-    """What the figures belong to."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "hardware": f"{names[0]}, {len(names)} cores" if names else platform.processor() or "unknown CPU",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "none",
-    }
 
 
 if __name__ == "__main__":

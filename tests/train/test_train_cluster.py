@@ -82,6 +82,7 @@ def test_groups_are_spread_over_the_workers_and_end_as_they_do_here(
         assert there[-1]["mse"] == pytest.approx(here[name][-1]["mse"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_workers_with_checkpoints_and_the_next_run_continues(
     scheduler: str, cache_folder: Path, settings: dict[str, Any], section: dict[str, Any], tmp_path: Path,
     five: dict[str, VariantConfig], capsys: pytest.CaptureFixture[str],
@@ -109,6 +110,39 @@ def test_a_signal_stops_the_workers_with_checkpoints_and_the_next_run_continues(
     err = capsys.readouterr().err
     assert "5 variants in 2 groups of 3, 2; 2 passes over the data" in err
     assert err.count("train: continues after step") == 2, time.monotonic() - before
+
+
+@pytest.mark.slow
+def test_a_task_whose_worker_is_killed_goes_on_at_another(
+    scheduler: str, cache_folder: Path, settings: dict[str, Any], section: dict[str, Any], tmp_path: Path,
+    five: dict[str, VariantConfig], train_files: Callable[..., dict[str, bytes]],
+) -> None:  # fmt: skip
+    # A third worker joins and is killed in the middle of its task, after a checkpoint.
+    settings["num_epochs"] = 60
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--nthreads", "1", "--no-nanny",
+         "--no-dashboard", "--name", "doomed"],
+        stderr=subprocess.DEVNULL, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    arguments = json.dumps([str(cache_folder), str(tmp_path), settings, section, scheduler])
+    program = PROGRAM.replace("1e9", "0.5")
+    from distributed import Client
+
+    with Client(scheduler) as client:
+        client.wait_for_workers(3, timeout=60)
+    with (tmp_path / "stderr").open("wb") as stderr:
+        process = subprocess.Popen([sys.executable, "-c", program, arguments], stderr=stderr, env=environment)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "scratch").glob("tasks/*/checkpoint-*.safetensors"))) < 3:
+        assert time.monotonic() < deadline, (tmp_path / "stderr").read_text()
+        time.sleep(0.05)
+    worker.kill()
+    worker.wait(timeout=30)
+    assert process.wait(timeout=240) == 0, (tmp_path / "stderr").read_text()
+    assert "5 variants in 3 groups of 2, 1, 2" in (tmp_path / "stderr").read_text()
+    for name in five:
+        assert load_sae(tmp_path / "models" / name)[1].num_steps == 60 * 16
 
 
 def test_what_a_worker_refuses_is_said_here(
