@@ -216,3 +216,19 @@ def test_a_store_command_on_a_foreign_folder_says_what_is_missing(
 ) -> None:
     assert main(["store", "info", str(tmp_path)]) == 1
     assert "manifest.json, found none: the cache is not finished or only partly pulled" in capsys.readouterr().err
+
+
+def test_flags_of_training_explain_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flag in ("--memory-gib", "--checkpoint-every-seconds"):
+        with pytest.raises(SystemExit):
+            main(["train", flag, "-1"])
+        assert f"argument {flag}: expected a number > 0, got '-1'" in capsys.readouterr().err
+    monkeypatch.setenv("PIPELINE_MEMORY_GIB", "plenty")
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert "argument --memory-gib: expected a number > 0, got 'plenty'" in capsys.readouterr().err
+    assert main(["export"]) == 1
+    assert "error: expected trained SAEs in models, found none" in capsys.readouterr().err
