@@ -11,6 +11,7 @@ medians over the rounds, of figures of the same round: other work on the machine
 import argparse
 import contextlib
 import io
+import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_rows import GEMM_SIZE, finish, gemm, in_turns, machine, open_cache, repeated, settings_of
+from bench_rows import GEMM_SIZE, gemm, in_turns, machine, open_cache, repeated, settings_of
 
 from store.reader import ActivationCache
 from train.batches import activation_scale, load_batch
@@ -39,7 +40,7 @@ def main() -> None:
     """Parses the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, help="an activation cache; data/activations unless --input is given")
-    parser.add_argument("--input", type=Path, help=".npy of rows (N, d_model), bfloat16 bits or floats")
+    parser.add_argument("--input", type=Path, metavar="ROWS.npy", help="uint16 (rows, d_model) bfloat16 bit patterns")
     parser.add_argument("--batch-rows", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -59,7 +60,8 @@ def main() -> None:
         result["d_model"] = bench.d_model
         result["shapes"] = [bench.compare(*map(int, shape.split("x"))) for shape in options.shapes]
         result["against_variants"] = [bench.alone(num_variants) for num_variants in options.variants]
-    finish(result, as_json=options.json)
+    if options.json:
+        print(json.dumps(result, sort_keys=True))
 
 
 class Bench:
