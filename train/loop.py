@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from store.errors import StoreError
 from store.reader import BatchStream, Position
 from train.checkpoint import load_newest, save_checkpoint
 from train.group import VariantGroup
@@ -127,7 +128,7 @@ def train_to_end(
             for step in range(first_step, num_steps):
                 last = step == num_steps - 1
                 log = last or step % log_every_steps == 0
-                step_all(running, next(stream), step=step, log=log, last=last)
+                step_all(running, next_batch(stream, running, keeping), step=step, log=log, last=last)
                 bar.update(tokens_per_step)
                 if log:
                     lines = {name: line for each in running for name, line in each.lines().items()}
@@ -144,6 +145,15 @@ def train_to_end(
     finally:
         telemetry.close()
     return None
+
+
+def next_batch(stream: BatchStream, running: Sequence[Running], keeping: Keeping) -> Any:  # noqa: ANN401
+    """The next batch; where the cache turns out to be damaged, what was trained until then is kept first."""
+    try:
+        return next(stream)
+    except StoreError:
+        keep(running, keeping, position=stream.position)
+        raise
 
 
 def step_all(running: Sequence[Running], bits_BD: Any, *, step: int, log: bool, last: bool) -> None:  # noqa: ANN401

@@ -126,6 +126,8 @@ def run_task(task: Task) -> str | None:
         )
         if stopped is None:
             _save(task, running, plan=plan, manifest=cache.manifest)
+            if request.signal_name is not None:  # it came too late for this pass, and not for the next
+                stopped = f"stopped by {request.signal_name} after the last step of a pass"
     return stopped
 
 

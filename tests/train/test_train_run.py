@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from store.errors import Busy, IncompleteCache
+from store.errors import Busy, DamagedFile, IncompleteCache
 from store.reader import ActivationCache
 from store.sae import decode, encode, load_sae, read_log
 from train.checkpoint import load_checkpoint
@@ -454,6 +456,31 @@ def test_nothing_is_put_in_place_where_all_variants_diverged(
     with pytest.raises(ValueError, match=r"all diverged: wild at step \d+\. Lower lr, l1 or lambda"):
         train_files(wild)
     assert not (tmp_path / "models").exists()
+
+
+def test_a_damaged_cache_stops_with_the_shards_name_and_continues_once_it_is_whole(
+    cache_folder: Path, tmp_path: Path, five: dict[str, VariantConfig], settings: dict[str, Any],
+    capsys: pytest.CaptureFixture[str], train_files: Train, files_of: Callable[[Path], dict[str, bytes]],
+) -> None:  # fmt: skip
+    cache = tmp_path / "cache"
+    shutil.copytree(cache_folder, cache)
+    shard = cache / HOOK / "c" / "1" / "0"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+
+    def attempt() -> None:
+        run(
+            TrainConfig.model_validate(settings), five, cache_folder=cache, output=tmp_path / "there",
+            scratch=tmp_path / "scratch-there", how=How(device="cpu", num_threads=1), reuse=False,
+        )  # fmt: skip
+
+    with pytest.raises(DamagedFile, match=rf"chunk \d+ of {re.escape(str(shard))}"):
+        attempt()
+    shard.write_bytes(whole)
+    capsys.readouterr()
+    attempt()
+    assert re.search(r"train: continues after step \d+ of a stopped training", capsys.readouterr().err)
+    assert files_of(tmp_path / "there") == train_files(five)
 
 
 def test_groups_that_do_not_fit_together_are_trained_in_several_passes(
