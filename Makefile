@@ -20,7 +20,7 @@ test-gpu: $(VENV)/.installed
 	pytest -m gpu
 
 test-slow: $(VENV)/.installed
-	pytest -m slow
+	pytest --numprocesses 2 --dist worksteal -m slow
 
 lint: $(VENV)/.installed
 	ruff check .

@@ -16,6 +16,7 @@ from harvest.config import HarvestConfig
 from language_model.config import LanguageModelConfig
 from store.record import Record
 from train.config import TrainConfig, VariantConfig, Variants
+from train.variants import Combination, Grid, combinations, with_grid
 
 REFERENCE_VARIANT = "baseline"
 
@@ -37,6 +38,7 @@ class _File(Record):
     profile: str
     profiles: dict[str, Any] = Field(min_length=1)
     variants: Variants
+    grid: Grid = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Params:
     profile_name: str
     profile: Profile
     variants: dict[str, VariantConfig]
+    """Those under `variants`, then those that `grid` adds."""
 
 
 def load_params(path: Path) -> Params:
@@ -77,7 +80,32 @@ def load_params(path: Path) -> Params:
             f"({', '.join(profile.harvest.hooks)}), got {profile.train.hook!r}. Add it to harvest.hooks or change it"
         )
     _check_sizes(path, f"profiles.{file.profile}", profile)
-    return Params(file.profile, profile, file.variants)
+    return Params(file.profile, profile, _all_variants(path, file, profile.train))
+
+
+def _all_variants(path: Path, file: _File, train: TrainConfig) -> dict[str, VariantConfig]:
+    """The variants with those of the grid; all settings of each are there and fit together."""
+    try:
+        points = list(combinations(file.grid, file.variants))
+        return with_grid(train, file.variants, _checked_points(path, points))
+    except ParamsError:
+        raise
+    except ValueError as error:
+        raise ParamsError(f"{path}: {error}") from error
+
+
+def _checked_points(path: Path, points: Iterable[Combination]) -> list[tuple[str, str, VariantConfig]]:
+    """(grid, name, variant) of every point; what is wrong with several points of a grid is said once."""
+    checked: list[tuple[str, str, VariantConfig]] = []
+    mistakes: dict[str, None] = {}
+    for point in points:
+        try:
+            checked.append((point.grid, point.name, VariantConfig.model_validate(point.settings)))
+        except ValidationError as error:
+            mistakes |= dict.fromkeys(_explain(error, path, ("grid", point.grid), VariantConfig).splitlines())
+    if mistakes:
+        raise ParamsError("\n".join(mistakes))
+    return checked
 
 
 def _check_sizes(path: Path, where: str, profile: Profile) -> None:

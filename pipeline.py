@@ -68,18 +68,41 @@ def train(arguments: argparse.Namespace) -> None:
     """Train all variants of params.yaml on the cached activations, fused into one set of batches."""
     from params import load_params
     from train.run import run
+    from train.task import How
+    from train.telemetry import Watching
 
     params = load_params(arguments.params)
-    run(
+    diverged = run(
         params.profile.train,
         params.variants,
         cache_folder=ACTIVATIONS,
         output=MODELS,
         scratch=SCRATCH / "train",
-        device=_device(arguments.device),
-        num_threads=arguments.threads,
+        how=How(
+            device=_device(arguments.device),
+            num_threads=arguments.threads,
+            checkpoint_every_seconds=arguments.checkpoint_every_seconds,
+            num_checkpoints=arguments.keep_checkpoints,
+            watching=Watching(tensorboard=arguments.tensorboard, wandb=arguments.wandb),
+        ),
         reuse=not arguments.no_reuse,
+        budget_bytes=None if arguments.memory_gib is None else int(arguments.memory_gib * 2**30),
+        scheduler=arguments.scheduler,
     )
+    print(f"{MODELS}: {len(params.variants) - len(diverged)} trained SAEs")
+    if diverged:
+        print(f"{MODELS}: {len(diverged)} diverged and cannot be used: {', '.join(diverged)}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Copy trained SAEs into a folder that can be uploaded to a model hub, with a card made from the artefacts."""
+    from train.export import run
+
+    names = run(
+        MODELS, arguments.variants, output=arguments.output, with_diverged=arguments.with_diverged,
+        license_id=arguments.license,
+    )  # fmt: skip
+    print(f"{arguments.output}: {', '.join(names)}, each loadable by SAELens's SAE.load_from_disk")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -232,6 +255,54 @@ def _device(wanted: str) -> str:
     return wanted
 
 
+def _add_train_flags(command: argparse.ArgumentParser) -> None:
+    """Where and how to train; none of it changes a result but in the last bits."""
+    environment = os.environ.get
+    command.add_argument(
+        "--memory-gib",
+        type=_positive_number,
+        default=environment("PIPELINE_MEMORY_GIB"),
+        help="memory that one pass over the data may take; more variants than fit are trained in further passes "
+        "(half of the machine's, 85 %% of a GPU's; environment: PIPELINE_MEMORY_GIB)",
+    )
+    command.add_argument(
+        "--scheduler",
+        default=environment("PIPELINE_SCHEDULER"),
+        help="address of a Dask scheduler whose workers train, such as tcp://host:8786; they must see this folder "
+        "under the same path (none: train here; environment: PIPELINE_SCHEDULER)",
+    )
+    command.add_argument(
+        "--checkpoint-every-seconds",
+        type=_positive_number,
+        default=120.0,
+        help="time between checkpoints (%(default)s)",
+    )
+    command.add_argument("--keep-checkpoints", type=_positive, default=2, help="checkpoints kept (%(default)s)")
+    command.add_argument(
+        "--tensorboard",
+        metavar="DIR",
+        default=environment("PIPELINE_TENSORBOARD"),
+        help="also write TensorBoard event files here (environment: PIPELINE_TENSORBOARD)",
+    )
+    command.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        default=environment("PIPELINE_WANDB"),
+        help="also log to this Weights & Biases project (environment: PIPELINE_WANDB)",
+    )
+
+
+def _positive_number(text: str) -> float:
+    """An argument that measures something."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
+    return number
+
+
 def _positive(text: str) -> int:
     """An argument that counts something."""
     number = int(text) if text.isdecimal() else 0
@@ -266,8 +337,15 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--threads", type=_positive, default=threads, help="threads of products and decoding (%(default)s)"
             )
+            _add_train_flags(command)
         if stage is evaluate:
             command.add_argument("--benchmark", help="only this one: core or geometry (default: all)")
+    command = commands.add_parser(export.__name__, help=export.__doc__, description=export.__doc__)
+    command.set_defaults(run=export)
+    command.add_argument("variants", nargs="*", metavar="VARIANT", help="names of variants (default: all)")
+    command.add_argument("--output", type=Path, default=Path("export"), help="folder to make (%(default)s)")
+    command.add_argument("--license", help="licence identifier for the card, such as mit or gemma")
+    command.add_argument("--with-diverged", action="store_true", help="also those whose training diverged")
     _add_store_commands(commands, threads)
     return parser
 

@@ -3,7 +3,7 @@
 import warnings
 
 import torch
-from sae_bench.custom_saes.relu_sae import ReluSAE
+from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
 from torch import Tensor
 
@@ -11,16 +11,40 @@ from language_model.hooks import hook_layer
 from store.sae import SAECard, SAEWeights, decode, encode
 
 
-class StoredSAE(ReluSAE):
-    """A ReluSAE that keeps its weights in float32 whatever the language model's dtype.
+class StoredSAE(BaseSAE):
+    """An artefact of any form, in float32 whatever the language model's dtype.
 
     sae-bench casts SAEs to the language model's dtype; bfloat16 weights would change L0 and the reconstruction.
     """
 
+    def hold(self, weights: SAEWeights) -> None:
+        """Takes the artefact's parameters, on the device this SAE is on."""
+        self._k = weights.k
+        for name, tensor in _parameters(weights).items():
+            setattr(self, name, torch.nn.Parameter(tensor.to(self.W_dec.device, copy=True), requires_grad=False))
+
+    def weights(self) -> SAEWeights:
+        """What it computes with."""
+        optional = {name: getattr(self, name, None) for name in ("threshold", "r_mag", "b_mag")}
+        return SAEWeights(self.W_enc, self.b_enc, self.W_dec, self.b_dec, k=self._k, **optional)
+
     def encode(self, x: Tensor) -> Tensor:
         """Activations of latents, (..., F) float32, of language-model activations (..., d) of any dtype."""
-        latents: Tensor = super().encode(x.to(self.W_enc.dtype))
-        return latents
+        return encode(self.weights(), x.to(self.W_enc.dtype))
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction (..., d) of activations of latents (..., F)."""
+        return decode(self.weights(), feature_acts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction (..., d) of language-model activations (..., d)."""
+        return self.decode(self.encode(x))
+
+
+def _parameters(weights: SAEWeights) -> dict[str, Tensor]:
+    """Every tensor of an artefact under the name of its field."""
+    names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag")
+    return {name: tensor for name in names if (tensor := getattr(weights, name)) is not None}
 
 
 def to_sae_bench(weights: SAEWeights, card: SAECard, *, device: torch.device) -> StoredSAE:
@@ -42,8 +66,7 @@ def to_sae_bench(weights: SAEWeights, card: SAECard, *, device: torch.device) ->
         dtype=torch.float32,
         hook_name=card.hook,
     )
-    parameters = {"W_enc": weights.W_enc, "b_enc": weights.b_enc, "W_dec": weights.W_dec, "b_dec": weights.b_dec}
-    sae.load_state_dict(parameters, strict=True)
+    sae.hold(weights)
     sae.cfg.architecture = card.architecture
     sae.cfg.context_size = card.context_length
     with warnings.catch_warnings():
@@ -60,8 +83,8 @@ def to_sae_bench(weights: SAEWeights, card: SAECard, *, device: torch.device) ->
 @torch.no_grad()
 def _check_same(sae: StoredSAE, weights: SAEWeights, card: SAECard) -> None:
     """Compares parameters exactly, and outputs on probe rows within the rounding of float32."""
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        if not torch.equal(getattr(sae, name).cpu(), getattr(weights, name).cpu()):
+    for name, tensor in _parameters(weights).items():
+        if not torch.equal(getattr(sae, name).cpu(), tensor.cpu()):
             raise ValueError(
                 f"expected sae-bench's copy of {card.name} to hold the artefact's {name}, got other numbers. "
                 "The installed sae-bench is not the one this adapter was written for (0.6.0)"

@@ -16,6 +16,10 @@ BASELINE = "baseline"
 # Differences below this share of the baseline's value are not called better or worse: one seed cannot tell them apart.
 SAME_WITHIN = 0.01
 MATCHED_L0_WITHIN = 0.10
+# Settings that are the treatment under study; two variants that agree in all others differ by the treatment alone.
+TREATMENT = ("lambda", "penalty", "penalty_scale", "lambda_regularizer", "lambda_lr")
+MANY = 12
+"""Above this number of variants the page draws some of them, and its sentences count instead of naming all."""
 
 Better = Literal["higher", "lower", "neither"]
 Verdict = Literal["baseline", "better", "worse", "same", "neutral"]
@@ -99,22 +103,58 @@ def verdict(better: Better, difference: float, reference: float) -> Verdict:
     return "better" if (difference > 0) == (better == "higher") else "worse"
 
 
+def all_settings(card: SAECard) -> dict[str, Any]:
+    """The variant's settings and those of its run, the variant's own where both have one."""
+    return {**card.train, **card.variant}
+
+
 def treatment(card: SAECard) -> str:
     """Identity of what was done to a variant, whatever its seed: variants that share it differ by seed alone."""
-    without_seed = {key: value for key, value in card.variant.items() if key != "seed"}
-    settings = {key: value for key, value in card.train.items() if key != "seed"}
-    return digest({"variant": without_seed, "train": settings, "hook": card.hook, "d_sae": card.d_sae})
+    settings = {key: value for key, value in all_settings(card).items() if key != "seed"}
+    return digest({"settings": settings, "hook": card.hook, "d_sae": card.d_sae})
+
+
+def untreated(card: SAECard, *but: str) -> str:
+    """Identity of all settings that are no `TREATMENT`, and none of `but`."""
+    left_out = (*TREATMENT, *but)
+    settings = {key: value for key, value in all_settings(card).items() if key not in left_out}
+    return digest({"settings": settings, "hook": card.hook, "d_sae": card.d_sae})
 
 
 def baseline_of(variant: str, cards: Mapping[str, SAECard]) -> str | None:
-    """The variant to compare `variant` with: the baseline's treatment at the same seed, else `baseline` itself."""
+    """What to compare `variant` with: the baseline's lambda with all else (l1, seed, ...) as in `variant`.
+
+    Where no such variant was trained, the baseline's treatment at the same seed; else `baseline` itself.
+    """
     if BASELINE not in cards:
         return None
-    treated = treatment(cards[BASELINE])
+    card, base = cards[variant], cards[BASELINE]
+    plain = [name for name, each in cards.items() if each.variant["lambda"] == base.variant["lambda"]]
+    alike = [name for name in plain if untreated(cards[name]) == untreated(card)]
+    same_seed = [name for name in plain if cards[name].seed == card.seed and treatment(cards[name]) == treatment(base)]
+    return next(iter([*alike, *same_seed, BASELINE]))
+
+
+def families(cards: Mapping[str, SAECard]) -> dict[str, list[str]]:
+    """Variants that differ in seed and sparsity (l1, k, l0) alone, under the name of the first of each family."""
+    by_treatment: dict[str, list[str]] = {}
     for name, card in cards.items():
-        if card.seed == cards[variant].seed and treatment(card) == treated:
-            return name
-    return BASELINE
+        settings = {key: value for key, value in all_settings(card).items() if key not in ("seed", "l1")}
+        architecture = settings.get("architecture")
+        if isinstance(architecture, dict):
+            settings["architecture"] = {key: value for key, value in architecture.items() if key not in ("k", "l0")}
+        by_treatment.setdefault(digest({"settings": settings, "d_sae": card.d_sae}), []).append(name)
+    return {names[0]: names for names in by_treatment.values()}
+
+
+def shown_in_full(cards: Mapping[str, SAECard]) -> list[str]:
+    """The variants that curves and matrices show: all of a few; of many, those that differ from the baseline by the
+    treatment alone, and at most `MANY`."""
+    if len(cards) <= MANY:
+        return list(cards)
+    reference = cards.get(BASELINE) or next(iter(cards.values()))
+    alike = [name for name, card in cards.items() if untreated(card) == untreated(reference)]
+    return (alike if len(alike) > 1 else list(cards))[:MANY]
 
 
 @dataclass(frozen=True)

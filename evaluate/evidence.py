@@ -1,21 +1,23 @@
 """What the report stands on: every card, log, result and decoder, checked to belong together before it is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from evaluate.benchmarks import BENCHMARKS
 from evaluate.config import EvaluateConfig
 from evaluate.results import BenchmarkResult, read_result, result_path
-from evaluate.run import fitting_card, held_out_tokens, result_inputs
+from evaluate.run import diverged_at, fitting_card, held_out_tokens, result_inputs
 from store.errors import StoreError
 from store.manifest import Manifest
 from store.reader import ActivationCache
 from store.record import Record
 from store.sae import SAECard, load_sae, read_log
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,23 @@ class Evidence:
     """W_dec (F, d)."""
     results: dict[str, dict[str, BenchmarkResult]]
     """By benchmark, then by variant."""
+    diverged: dict[str, int] = field(default_factory=dict)
+    """Variants whose training diverged, with the step. They have no figures and are in nothing above."""
+
+    def only(self, variants: Sequence[str]) -> "Evidence":
+        """The evidence on some of the variants."""
+
+        def some(by_variant: Mapping[str, Value]) -> dict[str, Value]:
+            return {name: by_variant[name] for name in variants}
+
+        return Evidence(
+            manifest=self.manifest,
+            cards=some(self.cards),
+            logs=some(self.logs),
+            decoders=some(self.decoders),
+            results={benchmark: some(results) for benchmark, results in self.results.items()},
+            diverged=self.diverged,
+        )
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Figures of all benchmarks by variant; no two benchmarks share a name."""
@@ -58,14 +77,20 @@ def gather(
     if absent:
         where = ", ".join(absent)
         raise StoreError(f"expected a trained SAE in {where}, found none. Run dvc repro, or dvc pull models")
-    cards, logs, decoders = {}, {}, {}
-    for name in variants:
-        cards[name] = fitting_card(models_folder / name, cache.manifest)
+    cards = {name: fitting_card(models_folder / name, cache.manifest) for name in variants}
+    diverged = {name: step for name, card in cards.items() if (step := diverged_at(card)) is not None}
+    cards = {name: card for name, card in cards.items() if name not in diverged}
+    if not cards:
+        raise StoreError(f"expected an SAE that trained to the end in {models_folder}, but all diverged. Train again")
+    logs, decoders = {}, {}
+    for name in cards:
         decoders[name] = load_sae(models_folder / name)[0].W_dec
         logs[name] = read_log(models_folder / name)
     wanted = {name: _inputs(name, config, cache, cards) for name in BENCHMARKS}
     results = _results(results_folder, wanted)
-    return Evidence(manifest=cache.manifest, cards=cards, logs=logs, decoders=decoders, results=results)
+    return Evidence(
+        manifest=cache.manifest, cards=cards, logs=logs, decoders=decoders, results=results, diverged=diverged
+    )
 
 
 def _inputs(

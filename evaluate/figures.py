@@ -140,3 +140,27 @@ def scatter(points: Mapping[str, tuple[float, float]], *, x_label: str, y_label:
         taken.append(box)
         body += chart.text(at_x, at_y, name, f"name{anchor}")
     return chart.svg(body + dots, height=_PLOT_HEIGHT, description=description)
+
+
+@dataclass(frozen=True)
+class Track:
+    """The points of one family, such as one lambda at several sparsities: (x, y, name) each."""
+
+    points: Sequence[tuple[float, float, str]]
+    colour: int
+    dashed: bool = False
+
+
+def tracks(families: Sequence[Track], *, x_label: str, y_label: str, description: str) -> str:
+    """A dot per point, those of a family joined in the order of x on a logarithmic axis; names show under the mouse."""
+    x = fitted((a for track in families for a, _, _ in track.points), LEFT, WIDTH - RIGHT, log=True)
+    y = fitted((b for track in families for _, b, _ in track.points), _PLOT_HEIGHT - BOTTOM, TOP)
+    body, dots = chart.axes(x, y, x_label=f"{x_label} (logarithmic)", y_label=y_label), ""
+    for track in families:
+        points = sorted(track.points)
+        xs, ys = [a for a, _, _ in points], [b for _, b, _ in points]
+        body += chart.line(x, y, xs, ys, colour=track.colour, dashed=track.dashed)
+        for a, b, name in points:
+            tip = f"{name}: {x_label} {a:.4g}, {y_label} {b:.4g}"
+            dots += chart.point(x.at(a), y.at(b), colour=track.colour, tip=tip)
+    return chart.svg(body + dots, height=_PLOT_HEIGHT, description=description)

@@ -11,6 +11,7 @@ DEAD_L0 = 0.01  # fewer active latents per row than this: the SAE outputs its bi
 MOSTLY_DEAD = 0.5
 AT_BOUND_WITHIN = 0.05  # of the bound
 NEAR_DUPLICATE_COSINE = 0.9
+MOST_LISTED = 12
 SPARSE_L0 = (20.0, 200.0)
 LEAST_LOSS_GAP = 0.1  # nats per token
 
@@ -46,6 +47,18 @@ def dead_finding(name: str, *, d_sae: int, metrics: Mapping[str, float]) -> Find
             "warning", f"{name}: most of this SAE is dead. {num_dead} of {d_sae} latents never fire on {rows}."
         )
     return None
+
+
+def diverged_finding(diverged: Mapping[str, int]) -> Finding | None:
+    """Names the variants that could not be trained."""
+    if not diverged:
+        return None
+    parts = [f"{name} at step {step}" for name, step in diverged.items()]
+    return Finding(
+        "warning",
+        f"Diverged in training: {listed(parts)}. Their loss or weights stopped being finite; they have no figures and "
+        "are in no table or picture. Lower their lr, l1 or lambda.",
+    )
 
 
 def dead_latents_finding(num_dead: Mapping[str, int], d_sae: Mapping[str, int]) -> Finding:
@@ -200,5 +213,7 @@ def number(value: float) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """`a`, `a and b`, `a, b and c`; of many the first, and how many more there are."""
+    if len(parts) > MOST_LISTED:
+        return f"{', '.join(parts[: MOST_LISTED - 1])} and {len(parts) - MOST_LISTED + 1} more"
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

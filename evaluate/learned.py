@@ -8,6 +8,7 @@ from evaluate.findings import Finding, listed, number
 from store.sae import SAECard
 
 SAME_END_WITHIN = 0.2
+FEW_NAMES = 6
 
 
 def stationary_lambda(penalty: float, regularization: float) -> float:
@@ -72,4 +73,35 @@ def starts_finding(ends: Mapping[str, tuple[float, float]]) -> Finding | None:
         return Finding("result", f"Learned lambdas that started apart ended together: {parts}.")
     return Finding(
         "result", f"Learned lambdas that started apart ended apart, by more than {SAME_END_WITHIN:.0%}: {parts}."
+    )
+
+
+def states_finding(cards: Sequence[SAECard]) -> Finding:
+    """Where many learned lambdas ended, by state."""
+    by_state: dict[str, list[SAECard]] = {}
+    for card in cards:
+        by_state.setdefault(str(card.final.get("lambda_state")), []).append(card)
+    parts = []
+    for state, group in by_state.items():
+        ends = [float(card.final["lambda"]) for card in group]
+        names = f" ({listed([card.name for card in group])})" if len(group) <= FEW_NAMES else ""
+        parts.append(f"{len(group)} ended {state}, from {number(min(ends))} to {number(max(ends))}{names}")
+    moving = "still moving" in by_state
+    text = f"Of {len(cards)} learned lambdas {listed(parts)}."
+    if moving:
+        text += " The last value of one that was still moving is an accident of when training stopped."
+    return Finding("warning" if moving else "result", text)
+
+
+def ends_finding(ends: Sequence[Mapping[str, tuple[float, float]]]) -> Finding | None:
+    """In how many settings learned lambdas that started apart ended together."""
+    apart = [each for each in ends if len({start for start, _ in each.values()}) > 1]
+    if not apart:
+        return None
+    lasts = [[last for _, last in each.values()] for each in apart]
+    together = sum(max(each) <= min(each) * (1.0 + SAME_END_WITHIN) for each in lasts)
+    return Finding(
+        "result",
+        f"Learned lambdas that started apart, all else equal, ended within {SAME_END_WITHIN:.0%} of each other in "
+        f"{together} of {len(apart)} cases.",
     )

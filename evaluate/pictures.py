@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evaluate.chart import series_class
-from evaluate.compare import series
+from evaluate.chart import NUM_COLOURS, series_class
+from evaluate.compare import MANY, families, seed_groups, series
 from evaluate.evidence import Evidence
-from evaluate.figures import Curve, cosine_histograms, over_training, scatter, strips
+from evaluate.figures import Curve, Track, cosine_histograms, over_training, scatter, strips, tracks
 from evaluate.findings import number
 from evaluate.learned import stationary_lambda
-from evaluate.story import is_learned, penalty_factor, regularization
+from evaluate.story import is_learned, regularization
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ class Group:
     pictures: tuple[Picture, ...]
 
 
-def all_pictures(evidence: Evidence) -> list[Group]:
-    """The pictures in reading order."""
+def all_pictures(everything: Evidence, shown: Sequence[str]) -> list[Group]:
+    """The pictures in reading order. What is drawn variant by variant has those of `shown` alone."""
+    evidence = everything.only(shown)
     return [
-        Group("Quality against sparsity", _trade_off(evidence)),
+        Group("Quality against sparsity", _trade_off(everything)),
         Group("The push over training", (_lambda(evidence), _penalty(evidence), _excess(evidence), _nearest(evidence))),
         Group(
             "The latents",
@@ -52,30 +53,39 @@ def _legend(evidence: Evidence) -> tuple[tuple[str, str], ...]:
 
 
 def _trade_off(evidence: Evidence) -> tuple[Picture, Picture]:
-    metrics = evidence.metrics()
-
-    def against_l0(key: str, label: str) -> Markup:
-        return Markup(
-            scatter(
-                {name: (values["l0"], values[key]) for name, values in metrics.items()},
-                x_label="L0",
-                y_label=label,
-                description=f"{label} against L0 for {', '.join(metrics)}",
-            )
-        )
-
     return (
-        Picture(
-            "L0 against explained variance",
+        _against_l0(
+            evidence,
+            "explained_variance",
+            "explained variance",
             "Up and to the left is better. A variant that only uses more latents moves right as well as up.",
-            against_l0("explained_variance", "explained variance"),
         ),
-        Picture(
-            "L0 against CE recovered",
+        _against_l0(
+            evidence,
+            "ce_loss_score",
+            "CE recovered",
             "The same for the language model's own loss when it runs on the reconstruction.",
-            against_l0("ce_loss_score", "CE recovered"),
         ),
     )
+
+
+def _against_l0(evidence: Evidence, key: str, label: str, caption: str) -> Picture:
+    metrics = evidence.metrics()
+    title, description = f"L0 against {label}", f"{label} against L0 for {', '.join(metrics)}"
+    if len(metrics) <= MANY:
+        dots = {name: (values["l0"], values[key]) for name, values in metrics.items()}
+        drawn = scatter(dots, x_label="L0", y_label=label, description=description)
+        return Picture(title, caption, Markup(drawn))
+    drawn_families, legend, dashed = [], [], ""
+    for index, (name, members) in enumerate(families(evidence.cards).items()):
+        groups = seed_groups({member: evidence.cards[member] for member in members}, metrics)
+        points = [(group.figures["l0"].mean, group.figures[key].mean, group.variants[0]) for group in groups]
+        drawn_families.append(Track(points, index, dashed=index >= NUM_COLOURS))
+        dashed = "a colour's second family" if index >= NUM_COLOURS else dashed
+        legend.append((series_class(index), name))
+    drawn = tracks(drawn_families, x_label="L0", y_label=label, description=description)
+    caption += " A dot is a mean over seeds; a line joins the sparsities of one treatment."
+    return Picture(title, caption, Markup(drawn), tuple(legend), dashed)
 
 
 def _lambda(evidence: Evidence) -> Picture:
@@ -88,8 +98,8 @@ def _lambda(evidence: Evidence) -> Picture:
         curves.append(Curve(steps, values, colour))
         card = evidence.cards[name]
         if is_learned(card):
-            steps, penalties = series(log, "penalty")
-            stationary = [stationary_lambda(p * penalty_factor(card), regularization(card)) for p in penalties]
+            steps, penalties = series(log, "scaled_penalty")
+            stationary = [stationary_lambda(penalty, regularization(card)) for penalty in penalties]
             curves.append(Curve(steps, stationary, colour, dashed=True))
     caption = "A learned lambda is pulled towards its dashed curve, where lambda * P = -2 c log(lambda)."
     if hidden:

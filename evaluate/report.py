@@ -17,15 +17,17 @@ from evaluate.compare import (
     BASELINE,
     METRICS,
     SAME_WITHIN,
+    all_settings,
     baseline_of,
     chance_best_match,
     compare,
     seed_groups,
     shared_latents,
+    shown_in_full,
 )
 from evaluate.config import EvaluateConfig
 from evaluate.evidence import Evidence, gather
-from evaluate.findings import number
+from evaluate.findings import listed, number
 from evaluate.story import findings
 from store.atomic import write_bytes
 from store.record import plain
@@ -103,6 +105,8 @@ def page_context(evidence: Evidence) -> dict[str, Any]:
     reference = {name: baseline_of(name, cards) for name in cards}
     first = next(iter(cards.values()))
     groups = seed_groups(cards, metrics)
+    shown = shown_in_full(cards)
+    common, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
     return {
         "question": QUESTION,
         "lead": lead(evidence),
@@ -114,11 +118,12 @@ def page_context(evidence: Evidence) -> dict[str, Any]:
         "same_within": f"{SAME_WITHIN:.0%}",
         "rows": [_row(index, name, metrics, reference[name]) for index, name in enumerate(cards)],
         "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
-        "pictures": pictures.all_pictures(evidence),
-        "shared": shared_latents(evidence.decoders),
+        "shown": "" if len(shown) == len(cards) else listed(shown),
+        "pictures": pictures.all_pictures(evidence, shown),
+        "shared": shared_latents({name: evidence.decoders[name] for name in shown}),
         "chance_match": chance_best_match(first.d_sae, first.d_model),
-        "settings": settings_table({name: card.variant for name, card in cards.items()}),
-        "train": sorted({key: value for card in cards.values() for key, value in flat(card.train).items()}.items()),
+        "settings": settings_table(own),
+        "train": sorted(flat(common).items()),
         "training": training_facts(evidence),
         "data": data_facts(evidence),
         "benchmarks": list(BENCHMARKS.values()),
@@ -131,8 +136,11 @@ def lead(evidence: Evidence) -> str:
     """One sentence that says what the page is about."""
     spec = evidence.manifest.spec
     first = next(iter(evidence.cards.values()))
+    sizes = sorted({card.d_sae for card in evidence.cards.values()})
+    kinds = dict.fromkeys(card.architecture for card in evidence.cards.values())
     return (
-        f"{len(evidence.cards)} sparse autoencoders of {first.d_sae:,} latents, trained on the same batches of "
+        f"{len(evidence.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
+        f"latents, trained on the same batches of "
         f"activations of {spec.model.name} at {first.hook} ({first.d_model} channels), and judged on text that they "
         "never saw."
     )
@@ -156,6 +164,19 @@ def key_figures(evidence: Evidence) -> list[tuple[str, str]]:
 def _row(index: int, name: str, metrics: Mapping[str, Mapping[str, float]], other: str | None) -> dict[str, Any]:
     compared = compare(metrics[name], None if other in (None, name) else metrics[str(other)])
     return {"name": name, "colour": series_class(index), "reference": other, "cells": compared}
+
+
+def shared_and_own(
+    settings: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Settings that all variants have alike, and what each has of the rest. Lambda is always a variant's own."""
+    first, *others = settings.values()
+    alike = {
+        key: value
+        for key, value in first.items()
+        if key != "lambda" and all(key in other and other[key] == value for other in others)
+    }
+    return alike, {name: {k: v for k, v in each.items() if k not in alike} for name, each in settings.items()}
 
 
 def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def run(
     device: str,
     reuse: bool,
 ) -> None:
-    """Writes `<output>/<variant>.json` for every variant in `models_folder`, and nothing else.
+    """Writes `<output>/<variant>.json` for every variant in `models_folder` that did not diverge, and nothing else.
 
     Results whose key is unchanged are taken over byte for byte from `scratch` (an interrupted run) or from earlier
     outputs. The output folder is replaced at the end, by renames.
@@ -67,6 +67,7 @@ def run(
         wanted = {
             variant: result_inputs(entry, settings, card=card, manifest=cache.manifest, held_out=held_out)
             for variant, card in all_cards(models_folder, cache.manifest).items()
+            if not _left_out(benchmark, card)
         }
         _prune(finished, wanted)
         missing = _without_result(finished, wanted)
@@ -96,6 +97,20 @@ def all_cards(models_folder: Path, manifest: Manifest) -> dict[str, SAECard]:
     if not folders:
         raise StoreError(f"expected a folder per variant in {models_folder}, found none. Train first: dvc repro train")
     return {folder.name: fitting_card(folder, manifest) for folder in folders}
+
+
+def diverged_at(card: SAECard) -> int | None:
+    """The step at which the variant's training diverged; None for one that trained to its end."""
+    step = card.final.get("diverged_at_step")
+    return None if step is None else int(step)
+
+
+def _left_out(benchmark: str, card: SAECard) -> bool:
+    """Whether there is nothing to measure; says so."""
+    step = diverged_at(card)
+    if step is not None:
+        print(f"evaluate {benchmark}: {card.name} diverged at step {step} and is not measured", file=sys.stderr)
+    return step is not None
 
 
 def fitting_card(folder: Path, manifest: Manifest) -> SAECard:

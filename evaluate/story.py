@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 from evaluate.benchmarks import NOT_RUN_YET
-from evaluate.compare import BASELINE, baseline_of, seed_groups
+from evaluate.compare import BASELINE, all_settings, baseline_of, seed_groups, untreated
 from evaluate.evidence import Evidence
 from evaluate.findings import (
     Finding,
     baseline_sparsity_finding,
     dead_finding,
     dead_latents_finding,
+    diverged_finding,
     geometry_finding,
     identical_finding,
     listed,
@@ -19,8 +20,11 @@ from evaluate.findings import (
     sparsity_finding,
     trade_finding,
 )
-from evaluate.learned import lambda_finding, starts_finding
+from evaluate.learned import ends_finding, lambda_finding, starts_finding, states_finding
 from store.sae import SAECard
+
+FEW_LEARNED = 4
+"""Up to so many learned lambdas have a sentence each."""
 
 
 def findings(evidence: Evidence) -> list[Finding]:
@@ -32,16 +36,17 @@ def findings(evidence: Evidence) -> list[Finding]:
         name: [float(value) for value in _numbers(result.details["max_cosine"])]
         for name, result in evidence.results["geometry"].items()
     }
-    maybe = [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
+    maybe = [diverged_finding(evidence.diverged)]
+    maybe += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
     maybe += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]
     if BASELINE in cards:
         maybe += [sparsity_finding(l0, reference), baseline_sparsity_finding(l0[BASELINE])]
     else:
-        maybe.append(Finding("warning", "No variant is named baseline, so nothing is compared with a plain SAE."))
+        why = "The baseline diverged" if BASELINE in evidence.diverged else "No variant is named baseline"
+        maybe.append(Finding("warning", f"{why}, so nothing is compared with a plain SAE."))
     maybe += [
         geometry_finding(metrics, max_cosines),
-        *(lambda_sentence(evidence, name, metrics[name]["penalty"]) for name in cards if is_learned(cards[name])),
-        *(starts_finding(ends) for ends in learned_ends(cards)),
+        *learned_findings(evidence),
         dead_latents_finding(
             {name: int(values["num_dead_latents"]) for name, values in metrics.items()},
             {name: card.d_sae for name, card in cards.items()},
@@ -57,27 +62,34 @@ def findings(evidence: Evidence) -> list[Finding]:
     return [finding for finding in maybe if finding is not None]
 
 
-def lambda_sentence(evidence: Evidence, name: str, penalty: float) -> Finding:
-    """Where the learned lambda of one variant ended."""
-    card = evidence.cards[name]
-    return lambda_finding(
-        card,
-        evidence.logs[name],
-        penalty=penalty * penalty_factor(card),
-        regularization=regularization(card),
-    )
+def learned_findings(evidence: Evidence) -> list[Finding | None]:
+    """Where the learned lambdas ended: one by one where they are few, counted where they are many."""
+    learned = [card for card in evidence.cards.values() if is_learned(card)]
+    ends = learned_ends(evidence.cards)
+    if len(learned) > FEW_LEARNED:
+        return [states_finding(learned), ends_finding(ends)]
+    sentences = [
+        lambda_finding(
+            card,
+            evidence.logs[card.name],
+            penalty=float(card.final["scaled_penalty"]),
+            regularization=regularization(card),
+        )
+        for card in learned
+    ]
+    return [*sentences, *(starts_finding(each) for each in ends)]
 
 
 def learned_ends(cards: Mapping[str, SAECard]) -> list[dict[str, tuple[float, float]]]:
-    """(start, end) of every learned lambda, apart for each seed."""
-    by_seed: dict[int, dict[str, tuple[float, float]]] = {}
+    """(start, end) of every learned lambda, apart for each setting of all else, the seed included."""
+    alike: dict[str, dict[str, tuple[float, float]]] = {}
     for name, card in cards.items():
         settings = card.variant["lambda"]
         if is_learned(card) and isinstance(settings, dict):
             start = settings["start"]
             assert isinstance(start, float | int)
-            by_seed.setdefault(card.seed, {})[name] = (float(start), float(card.final["lambda"]))
-    return list(by_seed.values())
+            alike.setdefault(untreated(card), {})[name] = (float(start), float(card.final["lambda"]))
+    return list(alike.values())
 
 
 def is_learned(card: SAECard) -> bool:
@@ -86,14 +98,9 @@ def is_learned(card: SAECard) -> bool:
     return isinstance(settings, Mapping) and settings["kind"] == "learned"
 
 
-def penalty_factor(card: SAECard) -> float:
-    """What P is multiplied with before lambda is: 1, or 1 / F where the penalty is per latent."""
-    return 1.0 / card.d_sae if card.train["penalty_scale"] == "per_latent" else 1.0
-
-
 def regularization(card: SAECard) -> float:
     """c of the term c (log lambda)^2 that a learned lambda is held by."""
-    value = card.train["lambda_regularizer"]
+    value = all_settings(card)["lambda_regularizer"]
     assert isinstance(value, float | int)
     return float(value)
 

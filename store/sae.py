@@ -1,16 +1,23 @@
 """The SAE artefact: what training leaves and evaluation reads, and the definition of encode and decode.
 
-    models/<variant>/sae_weights.safetensors   W_enc, b_enc, W_dec, b_dec in float32, for raw activations
+    models/<variant>/sae_weights.safetensors   W_enc, W_dec, b_dec and what the form has besides; float32, for raw rows
     models/<variant>/cfg.json                  SAELens's configuration: SAE.load_from_disk(folder) works
     models/<variant>/card.json                 lineage, settings, final metrics
     models/<variant>/log.jsonl                 the training record, a line per logged step
+
+An artefact has one of four forms, whatever it was trained as, with pre = (x - b_dec) W_enc + b_enc:
+
+    relu       a = relu(pre)
+    topk       a = relu of the k largest pre of a row, 0 elsewhere
+    jumprelu   a = relu(pre) where pre > threshold, 0 elsewhere (also batchtopk and matryoshka-batchtopk, once trained)
+    gated      a = [pre > 0] relu(exp(r_mag) (pre - b_enc) + b_mag); b_enc is named b_gate in the file
 
 Shapes: d_model d, d_sae F, rows B.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,37 +37,85 @@ SAELENS_FILE = "cfg.json"
 CARD_FILE = "card.json"
 LOG_FILE = "log.jsonl"
 
+SAEForm = Literal["relu", "topk", "jumprelu", "gated"]
+_SAELENS_NAMES: dict[SAEForm, str] = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+
 
 @dataclass(frozen=True)
 class SAEWeights:
-    """Parameters of one SAE, float32."""
+    """Parameters of one SAE, float32. Which of the optional ones there are decides its form."""
 
     W_enc: Tensor
     """(d_model, d_sae)"""
     b_enc: Tensor
-    """(d_sae,)"""
+    """(d_sae,); of the gate in the gated form."""
     W_dec: Tensor
     """(d_sae, d_model), one row per latent."""
     b_dec: Tensor
     """(d_model,)"""
+    k: int | None = None
+    """topk only: latents per row."""
+    threshold: Tensor | None = None
+    """jumprelu only, (d_sae,), >= 0."""
+    r_mag: Tensor | None = None
+    """gated only, (d_sae,)"""
+    b_mag: Tensor | None = None
+    """gated only, (d_sae,)"""
+
+    @property
+    def form(self) -> SAEForm:
+        """How it encodes."""
+        if self.k is not None:
+            return "topk"
+        if self.threshold is not None:
+            return "jumprelu"
+        return "relu" if self.r_mag is None else "gated"
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        """The tensors under the names that they have in the file."""
+        named = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        if self.threshold is not None:
+            named["threshold"] = self.threshold
+        if self.r_mag is not None and self.b_mag is not None:
+            named |= {"b_gate": named.pop("b_enc"), "r_mag": self.r_mag, "b_mag": self.b_mag}
+        return named
 
 
 def encode(weights: SAEWeights, x: Tensor) -> Tensor:
-    """Latent activations relu((x - b_dec) W_enc + b_enc): (B, d) -> (B, F)."""
-    return torch.relu((x - weights.b_dec) @ weights.W_enc + weights.b_enc)
+    """Latent activations as the form says: (..., d) -> (..., F)."""
+    pre = (x - weights.b_dec) @ weights.W_enc + weights.b_enc
+    if weights.k is not None:
+        largest = pre.topk(weights.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter_(-1, largest.indices, largest.values.relu())
+    if weights.threshold is not None:
+        return torch.relu(pre) * (pre > weights.threshold)
+    if weights.r_mag is not None and weights.b_mag is not None:
+        magnitude = (x - weights.b_dec) @ (weights.W_enc * weights.r_mag.exp()) + weights.b_mag
+        return torch.relu(magnitude) * (pre > 0)
+    return torch.relu(pre)
 
 
 def decode(weights: SAEWeights, latents: Tensor) -> Tensor:
-    """Reconstruction a W_dec + b_dec: (B, F) -> (B, d)."""
+    """Reconstruction a W_dec + b_dec: (..., F) -> (..., d)."""
     return latents @ weights.W_dec + weights.b_dec
 
 
 def fold_scale(weights: SAEWeights, scale: float) -> SAEWeights:
-    """The SAE for raw x of one trained on x * scale: with unit decoder rows only the biases change, by 1 / scale."""
-    return SAEWeights(weights.W_enc, weights.b_enc / scale, weights.W_dec, weights.b_dec / scale)
+    """The SAE for raw x of one trained on x * scale: all that adds or compares is divided by it, W_enc and W_dec stay.
+
+    Every form is homogeneous: pre, thresholds and a of scaled rows are scale times those of raw ones.
+    """
+
+    def folded(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor / scale
+
+    return replace(
+        weights,
+        b_enc=weights.b_enc / scale,
+        b_dec=weights.b_dec / scale,
+        threshold=folded(weights.threshold),
+        b_mag=folded(weights.b_mag),
+    )
 
 
 class SAECard(Record):
@@ -71,7 +126,12 @@ class SAECard(Record):
     """Of the variant."""
     key: str
     """Digest of all that the training depended on; equal keys need no retraining."""
-    architecture: Literal["relu"]
+    architecture: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka-batchtopk", "gated"]
+    """What it was trained as."""
+    form: SAEForm
+    """How it encodes."""
+    k: int | None
+    """Latents per row in the form topk."""
     d_model: int
     d_sae: int
     hook: str
@@ -102,18 +162,19 @@ def save_sae(
     Args:
         folder: of the variant.
         weights: for raw activations (scale folded back).
-        card_fields: the fields of SAECard but format, architecture, d_model, d_sae and weights_sha256.
+        card_fields: the fields of SAECard but format, form, k, d_model, d_sae and weights_sha256.
         log_lines: the training record.
     """
     d_model, d_sae = weights.W_enc.shape
-    _check_weights(weights.tensors(), d_model, d_sae, folder)
+    _check_weights(weights.tensors(), weights.form, d_model, d_sae, folder)
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors().items()})
     write_bytes(folder / WEIGHTS_FILE, data)
     card = SAECard.model_validate(
         {
             **card_fields,
             "format": "sae-card/1",
-            "architecture": "relu",
+            "form": weights.form,
+            "k": weights.k,
             "d_model": d_model,
             "d_sae": d_sae,
             "weights_sha256": file_sha256(folder / WEIGHTS_FILE),
@@ -149,8 +210,10 @@ def load_sae(folder: Path) -> tuple[SAEWeights, SAECard]:
         tensors = load_file(path)
     except safetensors.SafetensorError as error:
         raise DamagedFile(f"expected safetensors in {path}: {error}. Train again") from error
-    _check_weights(tensors, card.d_model, card.d_sae, folder)
-    return SAEWeights(**tensors), card
+    _check_weights(tensors, card.form, card.d_model, card.d_sae, folder)
+    if card.form == "gated":
+        tensors["b_enc"] = tensors.pop("b_gate")
+    return SAEWeights(**tensors, k=card.k), card
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -162,8 +225,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         raise StoreError(f"expected JSON lines in {path}: {error}. Train again, or pull the file again") from error
 
 
-def _check_weights(tensors: Mapping[str, Tensor], d_model: int, d_sae: int, where: Path) -> None:
-    expected = {"W_enc": (d_model, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
+def _check_weights(tensors: Mapping[str, Tensor], form: SAEForm, d_model: int, d_sae: int, where: Path) -> None:
+    per_latent = {"relu": ["b_enc"], "topk": ["b_enc"], "jumprelu": ["b_enc", "threshold"]}
+    names = per_latent.get(form, ["b_gate", "r_mag", "b_mag"])
+    expected: dict[str, tuple[int, ...]] = {"W_enc": (d_model, d_sae), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
+    expected |= dict.fromkeys(names, (d_sae,))
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if got != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         raise StoreError(f"expected float32 tensors {expected} for {where}, got {got}")
@@ -173,9 +239,11 @@ def _check_weights(tensors: Mapping[str, Tensor], d_model: int, d_sae: int, wher
 
 
 def _saelens_config(card: SAECard) -> dict[str, Any]:
-    """The cfg.json of a SAELens 6 standard SAE."""
+    """The cfg.json of a SAELens 6 SAE of the same form."""
+    own = {"k": card.k, "rescale_acts_by_decoder_norm": False} if card.form == "topk" else {}
     return {
-        "architecture": "standard",
+        "architecture": _SAELENS_NAMES[card.form],
+        **own,
         "d_in": card.d_model,
         "d_sae": card.d_sae,
         "dtype": "float32",
@@ -190,6 +258,7 @@ def _saelens_config(card: SAECard) -> dict[str, Any]:
             "context_size": card.context_length,
             "prepend_bos": True,
             "variant": card.name,
+            "training_architecture": card.architecture,
             "cache_digest": card.cache_digest,
         },
     }

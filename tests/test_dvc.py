@@ -91,6 +91,13 @@ class Study:
         }
 
 
+def _change_three(params: dict) -> None:  # type: ignore[type-arg]
+    variants = params["variants"]
+    variants["fixed-1"]["lambda"].update(value=2.0)
+    variants["adaptive-10"] = variants.pop("adaptive-high")
+    params["grid"] = {"again": {"of": ["baseline"], "values": {"seed": [1]}}}
+
+
 @pytest.mark.timeout(900)
 def test_only_what_changed_is_done_again(tiny_model_folder: Path, tmp_path: Path) -> None:
     study = Study(tmp_path / "study", tiny_model_folder)
@@ -107,20 +114,25 @@ def test_only_what_changed_is_done_again(tiny_model_folder: Path, tmp_path: Path
     # Again: nothing runs.
     assert "Running stage" not in study.repro()
 
-    # One lambda: that variant is trained and evaluated; every other file stays as it was, byte for byte.
-    study.edit(lambda params: params["variants"]["fixed-1"]["lambda"].update(value=2.0))
+    # One lambda, a renamed variant, and a grid of one more seed: the first and the last are trained and evaluated; each
+    # other file stays as it was, byte for byte, but for the name in the files of the one that was renamed.
+    before_edit = (study.folder / "params.yaml").read_text()
+    study.edit(_change_three)
     output = study.repro()
     assert "Running stage 'harvest'" not in output
     assert output.count("is unchanged and reused") == 4 * 3, output  # in training and in both benchmarks
+    assert "train: 2 variants in 1 group of 2; 1 pass over the data" in output
     for folder in ("models", "results"):
         before, after = first[folder], study.files(folder)
         changed = {name for name in before | after if before.get(name) != after.get(name)}
-        assert changed
-        assert all("fixed-1" in name for name in changed), changed
+        parts = {Path(name).parts[0 if folder == "models" else 1].removesuffix(".json") for name in changed}
+        assert parts == {"fixed-1", "baseline-seed-1", "adaptive-high", "adaptive-10"}
     changed_models = study.files("models")
+    for file in ("sae_weights.safetensors", "log.jsonl"):
+        assert changed_models[f"adaptive-10/{file}"] == first["models"][f"adaptive-high/{file}"]
 
     # Back: nothing is trained or evaluated, and everything is as it was.
-    study.edit(lambda params: params["variants"]["fixed-1"]["lambda"].update(value=1.0))
+    (study.folder / "params.yaml").write_text(before_edit)
     output = study.repro()
     assert not re.search(r"Running stage '(harvest|train|evaluate)", output), output
     assert {name: study.files(name) for name in first} == first

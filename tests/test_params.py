@@ -23,6 +23,16 @@ def test_both_profiles_are_complete(tmp_path: Path) -> None:
     assert gemma.train.hook == "blocks.12.hook_resid_post"
 
 
+def test_the_example_of_a_grid_in_the_file_is_the_study(tmp_path: Path) -> None:
+    text = PARAMS.read_text()
+    lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#   ") and "values:" in line]
+    assert len(lines) == 2
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("grid: {}", "\n".join(["grid:", *lines])))
+    # 45 of five variants, three l1, three seeds; one of three small values is new in each; 1.5 and 0 are the profile's.
+    assert len(load_params(path).variants) == 45 + 3
+
+
 MISTAKES = {
     "an unknown key": (
         "num_rows: 1000000",
@@ -32,7 +42,7 @@ MISTAKES = {
     "an unknown key of a variant": (
         FIXED_1,
         FIXED_1 + "\n    l2: 3.0",
-        r"variants\.fixed-1\.l2: unknown key; expected one of lambda, l1, lr, seed",
+        r"variants\.fixed-1\.l2: unknown key; expected one of lambda, architecture, d_sae, l1,",
     ),
     "an unknown key of a lambda": (
         FIXED_1,
@@ -53,6 +63,42 @@ MISTAKES = {
         FIXED_1,
         "{kind: fixd, value: 1.0}",
         r"fixed-1\.lambda\.kind: expected 'fixed'.*got 'fixd'",
+    ),
+    "a grid of an unknown field": (
+        "grid: {}",
+        "grid: {g: {of: all, values: {sede: [1, 2]}}}",
+        r"grid\.g\.sede: unknown key; expected one of lambda, .*did you mean seed",
+    ),
+    "a grid of a field that one of its variants does not have": (
+        "grid: {}",
+        "grid: {g: {of: all, values: {lambda.value: [1.0]}}}",
+        r"grid\.g\.lambda\.value: unknown key; expected one of kind, start, parametrisation",
+    ),
+    "a grid with a value out of range": (
+        "grid: {}",
+        "grid: {g: {of: [baseline], values: {l1: [1.0, -2.0]}}}",
+        r"grid\.g\.l1: expected a number >= 0, got -2\.0",
+    ),
+    "a grid without a template": (
+        "grid: {}",
+        "grid: {g: {values: {seed: [1]}}}",
+        r"grid\.g\.of: missing; every key must be given",
+    ),
+    "a grid of something else": ("grid: {}", "grid: {g: {of: 7, values: {seed: [1]}}}", r"grid\.g\.of: expected `all`"),
+    "a grid of variants that are not there": (
+        "grid: {}",
+        "grid: {g: {of: [basline], values: {seed: [1]}}}",
+        r"grid\.g\.of: expected `all`, or names among baseline, .*got basline",
+    ),
+    "a grid too large": (
+        "grid: {}",
+        f"grid: {{g: {{of: all, values: {{seed: {list(range(600))}}}}}}}",
+        r"grid\.g: expected at most 512 variants in all, got 3000 from this grid",
+    ),
+    "settings that do not go together": (
+        FIXED_1,
+        FIXED_1 + "\n    architecture: {kind: topk, k: 1000}",
+        r"variant fixed-1: expected architecture\.k of at most d_sae = 384, got 1000",
     ),
     "an unknown text": ("{kind: standard-library}", "{kind: book}", r"harvest\.text\.kind: expected .*got 'book'"),
     "a duplicate variant": (
@@ -169,4 +215,20 @@ def test_a_store_command_on_a_foreign_folder_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["store", "info", str(tmp_path)]) == 1
-    assert "manifest.json, found none: the cache is not finished or only partly pulled" in capsys.readouterr().err
+    assert "found an empty folder. Harvest or pull it first" in capsys.readouterr().err
+
+
+def test_flags_of_training_explain_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flag in ("--memory-gib", "--checkpoint-every-seconds"):
+        with pytest.raises(SystemExit):
+            main(["train", flag, "-1"])
+        assert f"argument {flag}: expected a number > 0, got '-1'" in capsys.readouterr().err
+    monkeypatch.setenv("PIPELINE_MEMORY_GIB", "plenty")
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert "argument --memory-gib: expected a number > 0, got 'plenty'" in capsys.readouterr().err
+    assert main(["export"]) == 1
+    assert "error: expected trained SAEs in models, found none" in capsys.readouterr().err

@@ -1,24 +1,23 @@
 """From a trained group to SAE artefacts that work on raw activations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from store.geometry import gram_penalty_and_gradient, gram_penalty_bound
 from store.manifest import Manifest
 from store.sae import SAEWeights, fold_scale, save_sae
-from train.config import LearnedLambda
-from train.group import VariantGroup
-from train.lambdas import judge_lambda, lambda_residual
-from train.metrics import averaged_tail, log_lambda_range, log_lines, mean_max_cosine
-from train.reuse import TRAIN_VERSION, ResolvedVariant
+from train.config import VariantSettings
+from train.controllers import penalty_divisor
+from train.lambdas import LearnedLambda, judge_lambda, lambda_residual
+from train.loop import Running
+from train.metrics import averaged_tail, log_lambda_range, mean_max_cosine
+from train.penalties import GramPenalty
+from train.variants import TRAIN_VERSION, ResolvedVariant
 
 
 def save_group(
-    group: VariantGroup,
-    records: Tensor,
+    running: Running,
     *,
     variants: Sequence[ResolvedVariant],
     manifest: Manifest,
@@ -26,65 +25,58 @@ def save_group(
     scale: float,
     num_steps: int,
     batch_rows: int,
-    penalty_divisor: float,
-    regularizer: float,
     folder: Path,
 ) -> None:
-    """Writes the trained SAEs, the activation scale folded back, into `folder`/<name>."""
-    final_lambdas = group.lambdas.at(num_steps - 1).tolist()
+    """Writes the trained SAEs, the activation scale folded back, into `folder`/<start of its key>.
+
+    One that diverged is written too, so that it is known and not trained again: its card says at which step, and its
+    weights are 0.
+    """
+    group = running.group
+    final_lambdas = group.lambdas_at(num_steps - 1).tolist()
     num_dead = group.num_dead().tolist()
-    for index, (variant, trained) in enumerate(zip(variants, trained_weights(group), strict=True)):
-        lines = log_lines(records, index)
-        final = final_metrics(
-            trained,
-            lines,
-            lam=final_lambdas[index],
-            num_dead=num_dead[index],
-            learned=isinstance(variant.schedule, LearnedLambda),
-            penalty_divisor=penalty_divisor,
-            regularizer=regularizer,
-            num_steps=num_steps,
+    for index, (variant, trained) in enumerate(zip(variants, group.trained_weights(), strict=True)):
+        lines, diverged_at = running.log_of(index), running.diverged_at.get(index)
+        final = (
+            {"diverged_at_step": diverged_at}
+            if diverged_at is not None
+            else final_metrics(
+                trained,
+                lines,
+                settings=variant.settings,
+                lam=final_lambdas[index],
+                num_dead=num_dead[index],
+                num_steps=num_steps,
+            )
         )
+        steps = num_steps if diverged_at is None else diverged_at + 1
         card = {
             "name": variant.name,
+            "architecture": variant.settings.architecture.kind,
             "key": variant.key,
             "hook": hook,
             "model": manifest.spec.model,
             "cache_digest": manifest.digest,
             "context_length": manifest.spec.context_length,
             "scale": scale,
-            "seed": variant.seed,
-            "num_steps": num_steps,
-            "num_training_rows": num_steps * batch_rows,
+            "seed": variant.settings.seed,
+            "num_steps": steps,
+            "num_training_rows": steps * batch_rows,
             "train_version": TRAIN_VERSION,
-            "variant": variant.settings,
+            "variant": variant.own,
             "train": variant.shared,
             "final": final,
         }
-        save_sae(folder / variant.name, fold_scale(trained, scale), card, lines)
-
-
-def trained_weights(group: VariantGroup) -> Iterator[SAEWeights]:
-    """The weights of each variant on the host, for rows times the scale."""
-    stacked = group.weights
-    for index in range(len(stacked.W_dec)):
-        yield SAEWeights(
-            W_enc=stacked.W_enc[index].t().cpu().contiguous(),
-            b_enc=stacked.b_enc[index].cpu().clone(),
-            W_dec=stacked.W_dec[index].cpu().clone(),
-            b_dec=stacked.b_dec[index].cpu().clone(),
-        )
+        save_sae(folder / variant.key[:32], fold_scale(trained, scale), card, lines)
 
 
 def final_metrics(
     weights: SAEWeights,
     lines: Sequence[dict[str, Any]],
     *,
+    settings: VariantSettings,
     lam: float,
     num_dead: int,
-    learned: bool,
-    penalty_divisor: float,
-    regularizer: float,
     num_steps: int,
 ) -> dict[str, float | int | str]:
     """The card's summary of a run.
@@ -102,8 +94,12 @@ def final_metrics(
         "dead_latents": num_dead,
         "mean_max_cosine": float(mean_max_cosine(weights.W_dec)),
     }
-    if learned:
-        scaled = float(penalty) / penalty_divisor
+    if isinstance(settings.schedule, LearnedLambda):
+        regularizer = settings.lambda_regularizer
+        # What lambda stands before; of a penalty that is drawn anew in each step, its last value in the log.
+        exact = isinstance(settings.penalty, GramPenalty)
+        scaled = float(penalty) / penalty_divisor(settings) if exact else float(lines[-1]["scaled_penalty"])
+        final["scaled_penalty"] = scaled
         moved = log_lambda_range(lines, final_lambda=lam, num_steps=num_steps)
         final["lambda_residual"] = lambda_residual(lam, scaled, regularizer=regularizer)
         final["lambda_state"] = judge_lambda(lam=lam, penalty=scaled, regularizer=regularizer, moved=moved)

@@ -1,137 +1,47 @@
-"""What decides a training run. Values live in params.yaml; here they are named, documented and checked."""
+"""What decides a training run. Values live in params.yaml; here they are named, documented and checked.
+
+Settings of a variant that it does not give itself are those of the profile's `train` section; `resolve` puts the two
+together. What a kind of lambda, penalty or architecture is told stands beside what it does: lambdas.py, penalties.py,
+architectures.py.
+"""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from store.record import Record
+from train.architectures import SELECTS, Architecture, AuxK, DeadLatents, JumpReLU, MatryoshkaBatchTopK
+from train.checks import DecayRate, Fraction, NotNegative, NumLatents, Positive, PositiveCount, Seed
+from train.lambdas import DualLambda, LambdaSchedule, least_coherence
+from train.penalties import GramPenalty, Penalty
 
-LAMBDA_FLOOR = 1.0e-3
-"""The least value of a learned lambda."""
-
-
-def _not_negative(value: float) -> float:
-    if value < 0:
-        raise ValueError(f"expected a number >= 0, got {value}. Remove the minus sign; 0 switches the term off")
-    return value
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise ValueError(f"expected a number > 0, got {value}. Give a positive number")
-    return value
-
-
-def _positive_count(value: int) -> int:
-    if not 1 <= value <= 2**50:
-        raise ValueError(f"expected a whole number from 1 to 2^50, got {value}. Give a positive count")
-    return value
-
-
-def _latents(value: int) -> int:
-    if not 2 <= value <= 2**24:
-        raise ValueError(f"expected 2 to 16777216 latents, got {value}. Usual values are 1 to 32 times d_model")
-    return value
-
-
-def _seed(value: int) -> int:
-    if not 0 <= value < 2**63:
-        raise ValueError(f"expected a seed from 0 to 2^63 - 1, got {value}. Choose a number in that range")
-    return value
-
-
-def _fraction(value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"expected a fraction from 0 to 1, got {value}. Write 5 % as 0.05")
-    return value
-
-
-def _decay_rate(value: float) -> float:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"expected an Adam beta from 0 to just below 1, got {value}. Usual values are 0.9 and 0.999")
-    return value
-
-
-def _above_the_floor(value: float) -> float:
-    if value < LAMBDA_FLOOR:
-        raise ValueError(
-            f"expected a learned lambda to start at {LAMBDA_FLOOR:g} (its floor) or above, got {value}. "
-            "Raise `start`, or use `kind: fixed` for a smaller value"
-        )
-    return value
-
-
-NotNegative = Annotated[float, AfterValidator(_not_negative)]
-Positive = Annotated[float, AfterValidator(_positive)]
-PositiveCount = Annotated[int, AfterValidator(_positive_count)]
-NumLatents = Annotated[int, AfterValidator(_latents)]
-Seed = Annotated[int, AfterValidator(_seed)]
-Fraction = Annotated[float, AfterValidator(_fraction)]
-DecayRate = Annotated[float, AfterValidator(_decay_rate)]
 PenaltyScale = Literal["sum", "per_latent"]
+DecoderNorm = Literal["unit", "free"]
 
 
-class FixedLambda(Record):
-    """The same lambda at every step."""
+class Settings(Record):
+    """What every variant has, whoever gave it."""
 
-    kind: Literal["fixed"]
-    """Chooses this record."""
-    value: NotNegative
-    """Lambda, the weight of the orthogonality penalty; 0 is a plain SAE."""
-
-
-class LinearLambda(Record):
-    """Lambda on a straight line over the run."""
-
-    kind: Literal["linear"]
-    """Chooses this record."""
-    start: NotNegative
-    """Lambda at the first step."""
-    end: NotNegative
-    """Lambda at the last step."""
-
-
-class LearnedLambda(Record):
-    """Lambda by gradient descent on the loss, which then holds c (log lambda)^2 as well; see train/lambdas.py."""
-
-    kind: Literal["learned"]
-    """Chooses this record."""
-    start: Annotated[float, AfterValidator(_above_the_floor)]
-    """Lambda before the first step."""
-    parametrisation: Literal["log", "literal"] = "log"
-    """`log` descends on log(lambda) at `lambda_lr`; `literal` on lambda itself at the model's lr, then clamps it."""
-
-
-LambdaSchedule = Annotated[FixedLambda | LinearLambda | LearnedLambda, Field(discriminator="kind")]
-
-
-class VariantConfig(Record):
-    """One treatment. What is not given here is taken from the profile's `train` section."""
-
-    schedule: LambdaSchedule = Field(alias="lambda")
-    """How lambda is set: `kind: fixed | linear | learned` and its numbers. The key in params.yaml is `lambda`."""
-    l1: NotNegative | None = None
-    """L1 coefficient of this variant."""
-    lr: Positive | None = None
-    """Adam's learning rate of this variant."""
-    seed: Seed | None = None
-    """Seed of this variant's initial weights. The order of the batches is that of `train.seed` for every variant."""
-
-
-class TrainConfig(Record):
-    """What all variants share."""
-
-    hook: str
-    """The hook whose cached rows are read, for example blocks.2.hook_resid_post."""
+    architecture: Architecture
+    """How a row becomes latents: `kind: relu | topk | batchtopk | jumprelu | matryoshka-batchtopk | gated`."""
     d_sae: NumLatents
     """Latents per SAE (F)."""
-    batch_rows: PositiveCount
-    """Rows (tokens) per step; every variant sees the same ones. The last incomplete batch of an epoch is dropped."""
-    num_epochs: PositiveCount
-    """Passes over the cached rows, each in another order."""
-    pool_bytes: PositiveCount
-    """Size of the reader's shuffle pool: larger mixes the rows of more chunks. It changes the order of rows."""
+    l1: NotNegative
+    """Coefficient of mean_B sum_f |a_f| (relu and gated). The error it stands against is summed over d_model, for rows
+    scaled to E||x||^2 = d_model."""
+    sparsity_warm_up_fraction: Fraction
+    """Share of the steps over which l1 (of jumprelu l0) rises linearly to its value; 0 starts at it."""
+    penalty: Penalty
+    """What pushes decoder directions apart, weighted by lambda: `kind: gram | max-cosine`."""
+    penalty_scale: PenaltyScale
+    """`sum`: lambda multiplies P (for gram ||G - I||_F^2, the original definition). `per_latent`: it multiplies
+    P / d_sae."""
+    lambda_regularizer: Positive
+    """c in c (log lambda)^2, the term that holds a learned lambda near 1. 0.1 in the original definition."""
+    lambda_lr: Positive | None
+    """Rate of log(lambda) per step. null: derived from the number of steps, so that a learned lambda can cross
+    [1e-3, 10] in the first quarter of the run."""
     lr: Positive
     """Adam's learning rate at its plateau."""
     lr_warm_up_fraction: Fraction
@@ -144,32 +54,176 @@ class TrainConfig(Record):
     """Adam's decay rate of the mean squared gradient."""
     adam_eps: Positive
     """Adam's epsilon, added to the root of the mean squared gradient."""
-    l1: NotNegative
-    """Coefficient of mean_B sum_f |a_f|. The error it stands against is summed over d_model, for rows scaled to
-    E||x||^2 = d_model."""
-    seed: Seed
-    """Seed of the order of the batches, and of the initial weights of every variant without a seed of its own."""
-    penalty_scale: PenaltyScale
-    """`sum`: lambda multiplies P = ||G - I||_F^2 (the original definition). `per_latent`: it multiplies P / d_sae."""
-    lambda_regularizer: Positive
-    """c in c (log lambda)^2, the term that holds a learned lambda near 1. 0.1 in the original definition."""
-    lambda_lr: Positive | None
-    """Rate of log(lambda) per step. null: derived from the number of steps, so that a learned lambda can cross
-    [1e-3, 10] in the first quarter of the run."""
+    gradient_clip: Positive | None
+    """Largest length of a variant's whole gradient; a longer one is shortened to it. null: none is."""
+    decoder_norm: DecoderNorm
+    """`unit`: decoder rows keep length 1. `free`: they may have any, and l1 weighs a_f by the length of row f."""
+    dead_latents: DeadLatents
+    """What is done for latents that do not fire: `kind: none | auxk | resample`."""
     dead_after_rows: PositiveCount
     """A latent that has not fired for this many rows is counted as dead."""
+    seed: Seed
+    """Seed of a variant's initial weights and of all else that is drawn for it; that of `train` also decides the order
+    of the batches."""
+
+
+class VariantSettings(Settings):
+    """Every setting of one variant."""
+
+    schedule: LambdaSchedule = Field(alias="lambda")
+    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers."""
+
+
+class TrainConfig(Settings):
+    """What variants share, and what those do not give that have no value of their own."""
+
+    hook: str
+    """The hook whose cached rows are read, for example blocks.2.hook_resid_post."""
+    batch_rows: PositiveCount
+    """Rows (tokens) per step; every variant sees the same ones. The last incomplete batch of an epoch is dropped."""
+    num_epochs: PositiveCount
+    """Passes over the cached rows, each in another order."""
+    pool_bytes: PositiveCount
+    """Size of the reader's shuffle pool: larger mixes the rows of more chunks. It changes the order of rows."""
     log_every_steps: PositiveCount
     """Steps between log records; the first and the last step are always logged."""
 
     @model_validator(mode="after")
     def _phases_fit(self) -> "TrainConfig":
-        total = self.lr_warm_up_fraction + self.lr_decay_fraction
-        if total > 1.0:
-            raise ValueError(
-                f"expected lr_warm_up_fraction + lr_decay_fraction <= 1, got {self.lr_warm_up_fraction} + "
-                f"{self.lr_decay_fraction} = {total:g}. Lower one of them"
-            )
+        _check_phases(self)
         return self
+
+
+class VariantConfig(Record):
+    """One treatment: a lambda, and any other setting. What is not given is that of the profile's `train` section."""
+
+    schedule: LambdaSchedule = Field(alias="lambda")
+    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers.
+    The key in params.yaml is `lambda`."""
+    architecture: Architecture | None = None
+    """Kind of SAE of this variant."""
+    d_sae: NumLatents | None = None
+    """Latents of this variant."""
+    l1: NotNegative | None = None
+    """L1 coefficient of this variant."""
+    sparsity_warm_up_fraction: Fraction | None = None
+    """Sparsity warm-up of this variant."""
+    penalty: Penalty | None = None
+    """Penalty of this variant."""
+    penalty_scale: PenaltyScale | None = None
+    """Scale of the penalty of this variant."""
+    lambda_regularizer: Positive | None = None
+    """c of this variant."""
+    lambda_lr: Positive | None = None
+    """Rate of log(lambda) of this variant; null written out: derived."""
+    lr: Positive | None = None
+    """Adam's learning rate of this variant."""
+    lr_warm_up_fraction: Fraction | None = None
+    """Warm-up of the learning rate of this variant."""
+    lr_decay_fraction: Fraction | None = None
+    """Decay of the learning rate of this variant."""
+    adam_beta1: DecayRate | None = None
+    """Adam's decay rate of the mean gradient of this variant."""
+    adam_beta2: DecayRate | None = None
+    """Adam's decay rate of the mean squared gradient of this variant."""
+    adam_eps: Positive | None = None
+    """Adam's epsilon of this variant."""
+    gradient_clip: Positive | None = None
+    """Gradient clipping of this variant; null written out: none."""
+    decoder_norm: DecoderNorm | None = None
+    """Lengths of the decoder rows of this variant."""
+    dead_latents: DeadLatents | None = None
+    """What this variant does for latents that do not fire."""
+    dead_after_rows: PositiveCount | None = None
+    """Rows after which this variant counts a silent latent as dead."""
+    seed: Seed | None = None
+    """Seed of this variant's initial weights. The order of the batches is that of `train.seed` for every variant."""
+
+
+_NULL_SAYS_SOMETHING = ("lambda_lr", "gradient_clip")
+
+
+def resolve(train: TrainConfig, variant: VariantConfig) -> VariantSettings:
+    """Every setting of a variant: its own, else those of `train`. ValueError where they do not go together."""
+    own = {
+        name: value
+        for name in variant.model_fields_set
+        if (value := getattr(variant, name)) is not None or name in _NULL_SAYS_SOMETHING
+    }
+    shared = {name: getattr(train, name) for name in Settings.model_fields}
+    settings = VariantSettings.model_validate(shared | own)
+    _check_together(settings)
+    return settings
+
+
+def _check_phases(settings: Settings) -> None:
+    rising, falling = settings.lr_warm_up_fraction, settings.lr_decay_fraction
+    if rising + falling > 1.0:
+        raise ValueError(
+            f"expected lr_warm_up_fraction + lr_decay_fraction <= 1, got {rising} + {falling} = "
+            f"{rising + falling:g}. Lower one of them"
+        )
+
+
+def _check_together(settings: VariantSettings) -> None:
+    _check_phases(settings)
+    architecture, F = settings.architecture, settings.d_sae
+    if isinstance(architecture, SELECTS) and architecture.k > F:
+        raise ValueError(f"expected architecture.k of at most d_sae = {F}, got {architecture.k}. Lower k")
+    if isinstance(architecture, MatryoshkaBatchTopK) and architecture.widths[-1] >= F:
+        raise ValueError(
+            f"expected architecture.widths below d_sae = {F}, got {architecture.widths}. Remove the last: the whole "
+            "SAE is always one of the losses"
+        )
+    if isinstance(settings.dead_latents, AuxK) and settings.dead_latents.k > F:
+        raise ValueError(f"expected dead_latents.k of at most d_sae = {F}, got {settings.dead_latents.k}. Lower it")
+    if isinstance(settings.schedule, DualLambda):
+        if not isinstance(settings.penalty, GramPenalty):
+            raise ValueError(
+                "expected penalty: {kind: gram} beside lambda: {kind: dual}, whose target is a mean squared cosine "
+                f"over all pairs, got kind {settings.penalty.kind}. Change one of them"
+            )
+        if settings.schedule.target >= 1.0:
+            raise ValueError(
+                f"expected lambda.target, a mean squared cosine, below 1, got {settings.schedule.target}. Lower it"
+            )
+
+
+def check_against_data(settings: VariantSettings, *, d_model: int) -> None:
+    """ValueError where settings ask for what rows of `d_model` channels cannot give."""
+    if isinstance(settings.schedule, DualLambda):
+        least = least_coherence(settings.d_sae, d_model)
+        if settings.schedule.target < least:
+            raise ValueError(
+                f"expected lambda.target of at least {least:.6g}, the least mean squared cosine that {settings.d_sae} "
+                f"directions in {d_model} dimensions can have, got {settings.schedule.target:g}. Raise it"
+            )
+
+
+class ShapeKey(NamedTuple):
+    """Variants can be stacked into one group exactly where these are equal."""
+
+    architecture: str
+    d_sae: int
+    decoder_norm: DecoderNorm
+    remedy: str
+    remedy_k: int
+    widths: tuple[int, ...]
+    bandwidth: float
+
+
+def shape_key(settings: VariantSettings) -> ShapeKey:
+    """What has to be equal for variants to be stacked; all other settings may differ within a group."""
+    architecture, remedy = settings.architecture, settings.dead_latents
+    return ShapeKey(
+        architecture=architecture.kind,
+        d_sae=settings.d_sae,
+        decoder_norm=settings.decoder_norm,
+        remedy=remedy.kind,
+        remedy_k=remedy.k if isinstance(remedy, AuxK) else 0,
+        widths=tuple(architecture.widths) if isinstance(architecture, MatryoshkaBatchTopK) else (),
+        bandwidth=architecture.bandwidth if isinstance(architecture, JumpReLU) else 0.0,
+    )
 
 
 def check_variant_name(name: object) -> str:

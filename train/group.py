@@ -1,22 +1,54 @@
 """The variants that are trained together: their weights, optimiser, lambdas and counters, and one step of all of them.
 
-Shape suffixes: V variants, B rows, D d_model, F latents.
+Shape suffixes: V variants, B rows, D d_model, F latents. Nothing of one variant enters another: a variant whose numbers
+stop being finite is set to zero by `freeze`, and the others go on to the same bits as with any other variant beside
+them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.geometry import gram_penalty_and_gradient, gram_penalty_bound
+from store.geometry import gram_penalty, gram_penalty_bound
+from store.sae import SAEWeights
+from train.architectures import Resample
 from train.batches import load_batch
-from train.fused import FusedStep
-from train.initialise import StackedWeights
-from train.lambdas import Lambdas
+from train.config import VariantSettings, check_against_data
+from train.controllers import Lambdas, penalty_divisor
+from train.engine import Step, live_state, make_step, sparsity_coefficient
+from train.lambdas import NO_PENALTY
 from train.metrics import COLUMNS, explained_variance, mean_max_cosine
-from train.optimizer import StackedAdam, remove_parallel_part_, renormalise_
+from train.optimizer import StackedAdam, clip_, remove_parallel_part_, renormalise_
+from train.resample import resample_
+from train.schedule import lr_factor, warm_up_factor
+
+_PENALTY_NUMBERS = 2**22
+
+
+def make_group(
+    settings: Sequence[VariantSettings],
+    *,
+    num_steps: int,
+    batch_rows: int,
+    scale: float,
+    mean: Sequence[float],
+    device: torch.device,
+) -> "VariantGroup":
+    """The variants before their first step; they must agree in `shape_key`.
+
+    Args:
+        num_steps: of the run; schedules depend on it.
+        batch_rows: of every batch.
+        scale: s of batches.activation_scale, what rows are multiplied with.
+        mean: of the raw training rows, (D,).
+    """
+    for each in settings:
+        check_against_data(each, d_model=len(mean))
+    step = make_step(settings, batch_rows=batch_rows, scale=scale, mean=mean, device=device)
+    return VariantGroup(step, settings, num_steps=num_steps, batch_rows=batch_rows, scale=scale, mean=mean)
 
 
 class VariantGroup:
@@ -24,131 +56,252 @@ class VariantGroup:
 
     def __init__(
         self,
-        weights: StackedWeights,
+        step: Step,
+        settings: Sequence[VariantSettings],
         *,
-        adam: StackedAdam,
-        lambdas: Lambdas,
-        l1s: Sequence[float],
-        penalty_divisor: float,
-        regularizer: float,
+        num_steps: int,
         batch_rows: int,
         scale: float,
         mean: Sequence[float],
-        dead_after_rows: int,
-        product_dtype: torch.dtype,
     ) -> None:
-        """`penalty_divisor`: 1 or d_sae. `scale`: s of train/batches.py. `mean` (D,): of the raw training rows."""
-        device = weights.W_dec.device
-        self.weights = weights
-        self.lambdas = lambdas
-        self.num_steps_done = 0
-        self._adam = adam
-        self._l1_V = torch.tensor(l1s, dtype=torch.float64).to(device)
-        self._fused = FusedStep(weights, batch_rows=batch_rows, l1_V=self._l1_V, product_dtype=product_dtype)
-        self._penalty_divisor = penalty_divisor
-        self._regularizer = regularizer
+        self._device = step.W_dec.device
+        self._settings = list(settings)
+        self._step = step
+        self._num_steps = num_steps
         self._batch_rows = batch_rows
         self._scale = scale
-        self._mean_D = (torch.tensor(mean, dtype=torch.float64) * scale).to(weights.W_dec)
-        self._dead_after_rows = dead_after_rows
-        self._rows_since_fired_VF = torch.zeros(weights.b_enc.shape, dtype=torch.int64, device=device)
-        self._scratch_VFD = torch.empty_like(weights.W_dec)
+        self._mean_D = (torch.tensor(mean, dtype=torch.float64) * scale).to(step.W_dec)
+        self._adam = StackedAdam(step.parameters, settings)
+        self.lambdas = Lambdas(settings, num_steps=num_steps, device=self._device)
+        self.num_steps_done = 0
+        self.frozen = [False] * len(settings)
+        """Which variants are trained no further."""
+        self._frozen_V = torch.zeros(len(settings), dtype=torch.bool)
+        self._unit = settings[0].decoder_norm == "unit"
+        self._penalty_runs = penalty_runs(settings, numbers_each=min(step.W_dec.shape[1:]) ** 2)
+        self._divisors_V = self._column([penalty_divisor(each) for each in settings])
+        self._scaled_V = torch.zeros(len(settings), dtype=torch.float64, device=self._device)
+        clips = [torch.inf if each.gradient_clip is None else each.gradient_clip for each in settings]
+        self._clip_V = None if min(clips) == torch.inf else self._column(clips)
+        self._sparsity_now: list[float] = []
+        self._sparsity_V = self._column(clips)
+        V, F, _ = step.W_dec.shape
+        self._rows_since_fired_VF = torch.zeros(V, F, dtype=torch.int64, device=self._device)
+        dead_after = [each.dead_after_rows for each in settings]
+        self._dead_after_V1 = torch.tensor(dead_after, dtype=torch.int64, device=self._device)[:, None]
+        self._first_dead_rows = min(dead_after)
 
-    def step(
-        self, bits_BD: NDArray[np.uint16], *, lr_factor: float, log: bool = False, log_cosines: bool = False
-    ) -> Tensor | None:
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float64, device=self._device)
+
+    def step(self, bits_BD: NDArray[np.uint16], *, log: bool = False, log_cosines: bool = False) -> Tensor | None:
         """One training step on a batch of the store; the record of the step, (V, columns) on the CPU, if `log`."""
-        fused, step = self._fused, self.num_steps_done
-        load_batch(bits_BD, scale=self._scale, out_DB=fused.input_DB)
-        fused.forward()
-        fused.backward()
-        lambda_V = self.lambdas.at(step)
-        penalty_V = self._add_penalty_gradient(lambda_V)
+        step, now = self._step, self.num_steps_done
+        load_batch(bits_BD, scale=self._scale, out_DB=step.input_DB)
+        step.compute(sparsity_V=self._sparsity_at(now), dead_VF=self._dead_latents())
         self._rows_since_fired_VF += self._batch_rows
-        self._rows_since_fired_VF.masked_fill_(fused.activation_sum_VF > 0, 0)
-        record = self._record(lambda_V, log_cosines=log_cosines).cpu() if log else None
-        remove_parallel_part_(fused.W_dec_gradient_VFD, self.weights.W_dec, scratch_VFD=self._scratch_VFD)
-        self._adam.step(fused.gradients(), lr_factor=lr_factor)
-        renormalise_(self.weights.W_dec)
-        self.lambdas.update(penalty_V, step=step, lr_factor=lr_factor)
-        self.num_steps_done = step + 1
+        self._rows_since_fired_VF.masked_fill_(step.activation_sum_VF > 0, 0)
+        lambda_V = self.lambdas.at(now)
+        self.add_penalties(lambda_V, now)
+        lr_factors = self._lr_factors(now)
+        record = self._record(lambda_V, lr_factors, log_cosines=log_cosines).cpu() if log else None
+        self._update(lr_factors)
+        self.lambdas.update(self._scaled_V, step=now, lr_factors=lr_factors)
+        self._resample(now)
+        self.num_steps_done = now + 1
         return record
 
-    def _add_penalty_gradient(self, lambda_V: Tensor) -> Tensor:
-        """Adds lambda dP/dW_dec of the variants that have a penalty; the scaled penalties (V,), 0 for the others."""
-        members = self.lambdas.penalised
-        penalty_V = torch.zeros_like(lambda_V)
-        if not members:
-            return penalty_V
-        W_dec_VFD = self.weights.W_dec
-        whole = len(members) == len(W_dec_VFD)
-        penalty, _, gradient = gram_penalty_and_gradient(W_dec_VFD if whole else W_dec_VFD[members])
-        weight_V = (lambda_V / self._penalty_divisor).to(gradient.dtype)
-        for position, variant in enumerate(members):
-            self._fused.W_dec_gradient_VFD[variant].addcmul_(gradient[position], weight_V[variant])
-        penalty_V[members] = penalty.to(penalty_V.dtype) / self._penalty_divisor
-        return penalty_V
+    def _sparsity_at(self, now: int) -> Tensor:
+        """(V,) sparsity coefficients of a step; written anew only when they change."""
+        values = [
+            sparsity_coefficient(each)
+            * warm_up_factor(now, num_steps=self._num_steps, fraction=each.sparsity_warm_up_fraction)
+            for each in self._settings
+        ]
+        if values != self._sparsity_now:
+            self._sparsity_now, self._sparsity_V = values, self._column(values)
+        return self._sparsity_V
 
-    def _record(self, lambda_V: Tensor, *, log_cosines: bool) -> Tensor:
+    def _lr_factors(self, now: int) -> list[float]:
+        return [
+            lr_factor(
+                now,
+                num_steps=self._num_steps,
+                warm_up_fraction=each.lr_warm_up_fraction,
+                decay_fraction=each.lr_decay_fraction,
+            )
+            for each in self._settings
+        ]
+
+    def _dead_latents(self) -> Tensor | None:
+        """(V, F) which latents count as dead; None where none can."""
+        if self._settings[0].dead_latents.kind != "auxk":
+            return None
+        if self.num_steps_done * self._batch_rows < self._first_dead_rows:
+            return None
+        dead_VF = self._rows_since_fired_VF >= self._dead_after_V1
+        if self._device.type == "cpu" and not bool(dead_VF.any()):  # asking a GPU would wait for it
+            return None
+        return dead_VF
+
+    def add_penalties(self, lambda_V: Tensor, now: int) -> None:
+        """Adds lambda dP/dW_dec of the variants that have a penalty, and keeps their P, scaled as in the loss."""
+        weight_V = lambda_V / self._divisors_V
+        for members in self._penalty_runs:
+            penalty = self._settings[members.start].penalty
+            factor = penalty.factor(now)
+            if factor == 0.0:
+                continue
+            penalty_V = penalty.add_gradients_(
+                self._step.W_dec[members],
+                self._step.W_dec_gradient[members],
+                weight_V=weight_V[members] * factor,
+                unit=self._unit,
+                seeds=[each.seed for each in self._settings[members]],
+                step=now,
+            )
+            self._scaled_V[members] = penalty_V.to(torch.float64) / self._divisors_V[members]
+
+    def _update(self, lr_factors: list[float]) -> None:
+        """From gradients to new weights."""
+        step = self._step
+        if any(self.frozen):
+            for gradient in step.gradients.values():
+                gradient[self._frozen_V] = 0.0
+        if self._unit:
+            remove_parallel_part_(step.W_dec_gradient, step.W_dec)
+        if self._clip_V is not None:
+            clip_(step.gradients, self._clip_V)
+        self._adam.step(step.gradients, lr_factors=lr_factors)
+        if self._unit:
+            renormalise_(step.W_dec)
+        step.after_update()
+
+    def _resample(self, now: int) -> None:
+        """Gives dead latents a new start in the variants whose turn it is."""
+        for index, each in enumerate(self._settings):
+            remedy = each.dead_latents
+            if isinstance(remedy, Resample) and (now + 1) % remedy.every_steps == 0 and not self.frozen[index]:
+                resample_(
+                    self._step,
+                    self._adam,
+                    index,
+                    dead_F=self._rows_since_fired_VF[index] >= each.dead_after_rows,
+                    encoder_scale=remedy.encoder_scale,
+                    seed=each.seed,
+                    step_number=now,
+                )
+                self._rows_since_fired_VF[index].masked_fill_(
+                    self._rows_since_fired_VF[index] >= each.dead_after_rows, 0
+                )
+
+    def _record(self, lambda_V: Tensor, lr_factors: list[float], *, log_cosines: bool) -> Tensor:
         """One log record, (V, columns) float64: see train/metrics.py."""
-        fused, W_dec_VFD = self._fused, self.weights.W_dec
+        step, W_dec_VFD = self._step, self._step.W_dec
         _, F, D = W_dec_VFD.shape
-        mse_V = fused.squared_error()
-        l1_term_V = self._l1_V * fused.activation_sum_VF.sum(dim=1, dtype=torch.float64) / self._batch_rows
-        penalty_V, excess_V, _ = (value.to(torch.float64) for value in gram_penalty_and_gradient(W_dec_VFD))
-        scaled_V = penalty_V / self._penalty_divisor
+        mse_V = step.squared_error()
+        penalty_V = torch.stack([gram_penalty(W_dec_FD) for W_dec_FD in W_dec_VFD]).to(torch.float64)
+        penalised_V = torch.zeros_like(lambda_V, dtype=torch.bool)
+        penalised_V[self.lambdas.penalised] = True
+        scaled_V = torch.where(penalised_V, self._scaled_V, penalty_V / self._divisors_V)
         absent_V = torch.full_like(lambda_V, torch.nan)
         learned = self.lambdas.learned
         log_lambda_V = torch.where(learned, lambda_V.clamp_min(1e-300).log(), torch.zeros_like(lambda_V))
-        loss_V = mse_V + l1_term_V + lambda_V * scaled_V + self._regularizer * log_lambda_V.square()
+        loss_V = mse_V + step.sparsity_terms() + step.auxiliary_terms() + lambda_V * scaled_V
         cosines_V = torch.stack([mean_max_cosine(W_dec) for W_dec in W_dec_VFD]) if log_cosines else absent_V
+        regularizer_V = self.lambdas.regularizer
+        bound = gram_penalty_bound(F, D)
         columns = {
             "step": torch.full_like(lambda_V, self.num_steps_done),
             "rows": torch.full_like(lambda_V, (self.num_steps_done + 1) * self._batch_rows),
-            "loss": loss_V,
+            "loss": loss_V + regularizer_V * log_lambda_V.square(),
             "mse": mse_V,
-            "l1_term": l1_term_V,
-            "l0": fused.num_active(),
-            "explained_variance": explained_variance(mse_V, fused.input_DB, self._mean_D),
+            "sparsity_term": step.sparsity_terms(),
+            "auxiliary_term": step.auxiliary_terms(),
+            "l0": step.num_active(),
+            "explained_variance": explained_variance(mse_V, step.input_DB, self._mean_D),
+            "lr": self._column([each.lr * factor for each, factor in zip(self._settings, lr_factors, strict=True)]),
             "lambda": lambda_V,
+            "scaled_penalty": scaled_V,
             "penalty": penalty_V,
-            "penalty_lower_bound": torch.full_like(lambda_V, gram_penalty_bound(F, D)),
-            "penalty_excess": excess_V,
-            "lambda_residual": torch.where(
-                learned, lambda_V * scaled_V + 2.0 * self._regularizer * log_lambda_V, absent_V
-            ),
+            "penalty_lower_bound": torch.full_like(lambda_V, bound),
+            "penalty_excess": penalty_V - bound,
+            "lambda_residual": torch.where(learned, lambda_V * scaled_V + 2.0 * regularizer_V * log_lambda_V, absent_V),
             "dead_latents": self.num_dead(),
             "mean_max_cosine": cosines_V,
         }
-        return torch.stack([columns[name].to(torch.float64) for name in COLUMNS], dim=1)
+        record = torch.stack([columns[name].to(torch.float64) for name in COLUMNS], dim=1)
+        record[self._frozen_V] = torch.nan
+        return record
 
     def num_dead(self) -> Tensor:
         """Latents that have not fired within the last dead_after_rows rows, (V,)."""
-        return (self._rows_since_fired_VF >= self._dead_after_rows).sum(dim=1)
+        return (self._rows_since_fired_VF >= self._dead_after_V1).sum(dim=1)
 
-    def first_not_finite(self) -> int | None:
-        """The first variant with a weight that is not finite, or None."""
-        finite = torch.stack(
-            [torch.isfinite(weight).flatten(1).all(dim=1) for weight in self.weights.tensors().values()]
+    def lambdas_at(self, step: int) -> Tensor:
+        """(V,) lambdas of a step; of those that follow training, now."""
+        return self.lambdas.at(step)
+
+    def not_finite(self) -> list[int]:
+        """The variants with a weight that is not finite, frozen ones aside."""
+        finite_V = torch.stack(
+            [torch.isfinite(weight).flatten(1).all(dim=1) for weight in self._step.parameters.values()]
         ).all(dim=0)
-        broken = torch.nonzero(~finite).flatten().tolist()
-        return int(broken[0]) if broken else None
+        return [index for index, finite in enumerate(finite_V.tolist()) if not finite and not self.frozen[index]]
+
+    def freeze(self, index: int) -> None:
+        """Trains a variant no further: its numbers become 0 and stay, its records NaN. The others notice nothing."""
+        self.frozen[index] = True
+        self._frozen_V[index] = True
+        for tensor in self._per_variant():
+            tensor[index] = 0
+        self.lambdas.clear(index)
+
+    def _per_variant(self) -> Iterator[Tensor]:
+        yield from live_state(self._step).values()
+        yield from self._adam.first.values()
+        yield from self._adam.second.values()
+        yield from (self._scaled_V, self._rows_since_fired_VF)
+
+    def trained_weights(self) -> Iterator[SAEWeights]:
+        """The weights of each variant on the host, for rows times the scale."""
+        return (self._step.sae(index) for index in range(len(self._settings)))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that lasts from step to step but the number of steps, by name; the tensors are the live ones."""
         return {
-            **self.weights.tensors(),
+            **live_state(self._step),
             **{f"adam_first.{name}": moment for name, moment in self._adam.first.items()},
             **{f"adam_second.{name}": moment for name, moment in self._adam.second.items()},
-            "lambda.theta": self.lambdas.theta,
-            "lambda.first": self.lambdas.first,
-            "lambda.second": self.lambdas.second,
+            **self.lambdas.state(),
+            "scaled_penalty": self._scaled_V,
             "rows_since_fired": self._rows_since_fired_VF,
+            "frozen": self._frozen_V,
         }
 
     def restore(self, state: dict[str, Tensor], *, num_steps_done: int) -> None:
         """Continues from a `state` taken after `num_steps_done` steps."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+        self.frozen = self._frozen_V.tolist()
         self._adam.set_num_steps_done(num_steps_done)
         self.num_steps_done = num_steps_done
+
+
+def penalty_runs(settings: Sequence[VariantSettings], *, numbers_each: int) -> list[slice]:
+    """Neighbouring variants with the same penalty, to be computed at once: few calls where decoders are small.
+
+    `numbers_each`: what the penalty of one variant takes in memory; `_PENALTY_NUMBERS` of them may exist at once.
+    """
+    most = max(1, _PENALTY_NUMBERS // numbers_each)
+    runs: list[slice] = []
+    for index, each in enumerate(settings):
+        if each.schedule == NO_PENALTY:
+            continue
+        last = runs[-1] if runs else slice(0, 0)
+        fits = last.stop == index > last.start and index - last.start < most
+        if fits and settings[last.start].penalty == each.penalty:
+            runs[-1] = slice(last.start, index + 1)
+        else:
+            runs.append(slice(index, index + 1))
+    return runs

@@ -11,23 +11,22 @@ from torch import Tensor
 
 from store.geometry import unit_rows
 
+FREE_LENGTH = 0.1
+"""Length of the first decoder rows where lengths are free, as is usual in the field."""
+
 
 @dataclass(frozen=True)
 class StackedWeights:
-    """Weights of V SAEs, one tensor per kind, float32. The encoder is kept latent by latent, as the decoder is."""
+    """What every kind of SAE begins with, one tensor per kind of weight, float32."""
 
     W_enc: Tensor
     """(V, F, D): row f of variant v is the encoder direction of latent f, the transpose of SAEWeights.W_enc."""
     b_enc: Tensor
     """(V, F)."""
     W_dec: Tensor
-    """(V, F, D), rows of length 1."""
+    """(V, F, D)."""
     b_dec: Tensor
     """(V, D), also subtracted from the input of the encoder."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The four tensors by name."""
-        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
 
 def initial_decoder(*, d_sae: int, d_model: int, seed: int) -> Tensor:
@@ -37,16 +36,22 @@ def initial_decoder(*, d_sae: int, d_model: int, seed: int) -> Tensor:
 
 
 def initial_weights(
-    *, seeds: Sequence[int], d_sae: int, mean: Sequence[float], scale: float, device: torch.device
+    *,
+    seeds: Sequence[int],
+    d_sae: int,
+    mean: Sequence[float],
+    scale: float,
+    device: torch.device,
+    decoder_length: float = 1.0,
 ) -> StackedWeights:
     """One SAE per seed; equal seeds give equal weights.
 
-    W_dec: random unit rows. W_enc: its transpose. b_enc: 0. b_dec: `mean` (D,) of the raw training rows times `scale`,
-    so that training starts from centred rows.
+    W_dec: random rows of length `decoder_length`. W_enc: its transpose. b_enc: 0. b_dec: `mean` (D,) of the raw
+    training rows times `scale`, so that training starts from centred rows.
     """
     d_model = len(mean)
     drawn = {seed: initial_decoder(d_sae=d_sae, d_model=d_model, seed=seed) for seed in set(seeds)}
-    W_dec_VFD = torch.stack([drawn[seed] for seed in seeds]).to(device)
+    W_dec_VFD = torch.stack([decoder_length * drawn[seed] for seed in seeds]).to(device)
     b_dec_D = (torch.tensor(mean, dtype=torch.float64) * scale).to(torch.float32)
     return StackedWeights(
         W_enc=W_dec_VFD.clone(),

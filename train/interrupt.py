@@ -1,26 +1,43 @@
-"""Signals that ask a training to stop: they are noted, and obeyed between two steps."""
+"""Requests to stop a training, by a signal or by a file: they are noted, and obeyed between two steps."""
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
+
+_LOOK_EVERY_SECONDS = 1.0
 
 
 class StopRequest:
-    """Which signal has asked to stop, if any."""
+    """Who has asked to stop, if anybody."""
 
-    signal_name: str | None = None
-    """SIGTERM, SIGINT or None."""
+    def __init__(self, stop_file: Path | None = None) -> None:
+        """`stop_file`: its existence asks to stop, wherever this runs."""
+        self.signal_name: str | None = None
+        self._stop_file = stop_file
+        self._looked_at = 0.0
+
+    def reason(self) -> str | None:
+        """SIGTERM, SIGINT, the text of the stop file, or None. The file is looked at once a second."""
+        if self.signal_name is None and self._stop_file is not None:
+            now = time.monotonic()
+            if now - self._looked_at >= _LOOK_EVERY_SECONDS:
+                self._looked_at = now
+                with contextlib.suppress(FileNotFoundError):
+                    return self._stop_file.read_text() or "a stop file"
+        return self.signal_name
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(stop_file: Path | None = None) -> Iterator[StopRequest]:
     """Notes SIGTERM and SIGINT in the request it yields; a second SIGINT interrupts at once. Handlers are restored.
 
-    Only the main thread can set handlers; elsewhere nothing is noted.
+    Only the main thread can set handlers; elsewhere only the file is heard.
     """
-    request = StopRequest()
+    request = StopRequest(stop_file)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -1,6 +1,9 @@
-"""How lambda, the weight of the orthogonality penalty, is set at each step: controllers as pure functions.
+"""How lambda, the weight of the penalty, is set at each step. A new kind is a record with one method here.
 
-Scheduled lambdas are functions of progress alone. A learned lambda follows the gradient of the loss it stands in,
+Scheduled kinds are functions of progress, from 0 at the first step to 1 at the last. The others follow what training
+does; they keep one number theta per variant and Adam's two moments, all float64 (n,) for n variants side by side.
+
+A learned lambda descends on the loss it stands in,
 
     L(lambda) = ... + lambda * P + c * (log lambda)^2,    kept >= LAMBDA_FLOOR,
 
@@ -17,20 +20,26 @@ lambda itself while s falls, hence the mean square must forget faster than s mov
 c, the slope of the regulariser per unit of s, times max(1, 8 rate): near the curve dL/ds has slope 2 c (1 - s) <= 16
 c, so that the last approach is an exponential one at every rate, where a plain Adam would end in a limit cycle.
 
-A new kind is a record in train/config.py and a function here. Scalars are float64, (V,) for V variants.
+Torch is not imported here: settings are read without waiting for it.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from torch import Tensor
+from pydantic import AfterValidator, Field
 
-from train.config import LAMBDA_FLOOR, FixedLambda, LambdaSchedule, LearnedLambda, LinearLambda
+from store.record import Record
+from train.checks import NotNegative, Positive
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAMBDA_FLOOR = 1.0e-3
+"""The least value of a learned lambda."""
 CROSSING = (1.0e-3, 10.0)
 """The range that a learned lambda can cross within the first quarter of a run at the derived rate."""
+DUAL_RANGE = (1.0e-6, 1.0e6)
+"""A dual lambda stays within it, so that an unreachable target cannot overflow it."""
 NEAR_CURVE = 0.1
 """A lambda within about 10 % of the stationary value for its P is on its curve..."""
 SETTLED = 0.2
@@ -39,9 +48,143 @@ SETTLED = 0.2
 LambdaState = Literal["on its curve", "on the floor", "still moving"]
 
 
-def linear_lambda(step: int, *, num_steps: int, start: float, end: float) -> float:
-    """start + (end - start) * step / (num_steps - 1): `start` at step 0, `end` at the last step."""
-    return start + (end - start) * (step / max(num_steps - 1, 1))
+class FixedLambda(Record):
+    """The same lambda at every step."""
+
+    kind: Literal["fixed"]
+    """Chooses this record."""
+    value: NotNegative
+    """Lambda, the weight of the orthogonality penalty; 0 is a plain SAE."""
+
+    def at(self, progress: float) -> float:
+        """value."""
+        del progress
+        return self.value
+
+
+class LinearLambda(Record):
+    """Lambda on a straight line over the run."""
+
+    kind: Literal["linear"]
+    """Chooses this record."""
+    start: NotNegative
+    """Lambda at the first step."""
+    end: NotNegative
+    """Lambda at the last step."""
+
+    def at(self, progress: float) -> float:
+        """start + (end - start) * progress."""
+        return self.start + (self.end - self.start) * progress
+
+
+class CosineLambda(Record):
+    """Lambda on half a cosine over the run: flat at both ends."""
+
+    kind: Literal["cosine"]
+    """Chooses this record."""
+    start: NotNegative
+    """Lambda at the first step."""
+    end: NotNegative
+    """Lambda at the last step."""
+
+    def at(self, progress: float) -> float:
+        """start + (end - start) * (1 - cos(pi * progress)) / 2."""
+        return self.start + (self.end - self.start) * (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+class ExponentialLambda(Record):
+    """Lambda multiplied by the same factor at every step."""
+
+    kind: Literal["exponential"]
+    """Chooses this record."""
+    start: Positive
+    """Lambda at the first step."""
+    end: Positive
+    """Lambda at the last step."""
+
+    def at(self, progress: float) -> float:
+        """start * (end / start)^progress."""
+        return self.start * (self.end / self.start) ** progress
+
+
+def _points(points: list[list[float]]) -> list[list[float]]:
+    fractions = [point[0] for point in points if len(point) == 2]
+    if len(fractions) != len(points) or not points:
+        raise ValueError(f"expected a list of [fraction, value] pairs, got {points}. Write [[0.0, 1.0], [0.5, 10.0]]")
+    if fractions != sorted(set(fractions)) or fractions[0] < 0.0 or fractions[-1] > 1.0:
+        raise ValueError(f"expected fractions that rise within 0 to 1, got {fractions}. Sort them, each once")
+    if min(point[1] for point in points) < 0.0:
+        raise ValueError(f"expected values >= 0, got {points}. Remove the minus sign")
+    return points
+
+
+class PiecewiseLambda(Record):
+    """Lambda on straight lines through given points, level before the first and after the last."""
+
+    kind: Literal["piecewise"]
+    """Chooses this record."""
+    points: Annotated[list[list[float]], AfterValidator(_points)]
+    """[fraction of the run, lambda] pairs, fractions rising."""
+
+    def at(self, progress: float) -> float:
+        """Linear interpolation between the two points around `progress`."""
+        before = [point for point in self.points if point[0] <= progress]
+        after = [point for point in self.points if point[0] > progress]
+        if not before or not after:
+            return (before[-1] if before else after[0])[1]
+        (x0, y0), (x1, y1) = before[-1], after[0]
+        return y0 + (y1 - y0) * (progress - x0) / (x1 - x0)
+
+
+def _above_the_floor(value: float) -> float:
+    if value < LAMBDA_FLOOR:
+        raise ValueError(
+            f"expected a learned lambda to start at {LAMBDA_FLOOR:g} (its floor) or above, got {value}. "
+            "Raise `start`, or use `kind: fixed` for a smaller value"
+        )
+    return value
+
+
+class LearnedLambda(Record):
+    """Lambda by gradient descent on the loss, which then holds c (log lambda)^2 as well."""
+
+    kind: Literal["learned"]
+    """Chooses this record."""
+    start: Annotated[float, AfterValidator(_above_the_floor)]
+    """Lambda before the first step."""
+    parametrisation: Literal["log", "literal"] = "log"
+    """`log` descends on log(lambda) at `lambda_lr`; `literal` on lambda itself at the model's lr, then clamps it."""
+
+    def at(self, progress: float) -> float:
+        """Where it begins."""
+        del progress
+        return self.start
+
+
+class DualLambda(Record):
+    """Lambda by multiplicative dual ascent towards a coherence: it rises while the decoder is too coherent."""
+
+    kind: Literal["dual"]
+    """Chooses this record."""
+    start: Positive
+    """Lambda before the first step."""
+    target: Positive
+    """Wanted mean squared cosine between different latents, P / (F (F - 1)) with the gram penalty's P."""
+    rate: Positive
+    """eta in lambda <- lambda * exp(eta * (coherence / target - 1)), per step."""
+
+    def at(self, progress: float) -> float:
+        """Where it begins."""
+        del progress
+        return self.start
+
+
+LambdaSchedule = Annotated[
+    FixedLambda | LinearLambda | CosineLambda | ExponentialLambda | PiecewiseLambda | LearnedLambda | DualLambda,
+    Field(discriminator="kind"),
+]
+NO_PENALTY = FixedLambda(kind="fixed", value=0.0)
+"""The one schedule that never weighs the penalty at all."""
 
 
 def default_lambda_lr(num_steps: int) -> float:
@@ -51,6 +194,11 @@ def default_lambda_lr(num_steps: int) -> float:
     and last steps, when it moves at less than its rate.
     """
     return 5.0 * math.log(CROSSING[1] / CROSSING[0]) / num_steps
+
+
+def least_coherence(d_sae: int, d_model: int) -> float:
+    """The least mean squared cosine between different latents of any decoder, max(0, (F - d) / (d (F - 1)))."""
+    return max(0.0, (d_sae - d_model) / (d_model * (d_sae - 1)))
 
 
 def lambda_residual(lam: float, penalty: float, *, regularizer: float) -> float:
@@ -78,8 +226,15 @@ def judge_lambda(*, lam: float, penalty: float, regularizer: float, moved: float
 
 
 def adam_direction(
-    gradient: Tensor, first: Tensor, second: Tensor, *, count: int, beta1: float, beta2: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    gradient: "Tensor",
+    first: "Tensor",
+    second: "Tensor",
+    *,
+    count: int,
+    beta1: "Tensor",
+    beta2: "Tensor",
+    eps: "Tensor",
+) -> tuple["Tensor", "Tensor", "Tensor"]:
     """Adam's bias-corrected m / (sqrt(v) + eps), and the new moments; `count` is 1 at first (Kingma & Ba 2015)."""
     first = beta1 * first + (1.0 - beta1) * gradient
     second = beta2 * second + (1.0 - beta2) * gradient.square()
@@ -88,125 +243,35 @@ def adam_direction(
 
 
 def log_lambda_step(
-    s: Tensor, penalty: Tensor, first: Tensor, second: Tensor, *, count: int, regularizer: float, rate: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One descent step on s = log lambda, (V,), kept >= log(LAMBDA_FLOOR): the new s and Adam moments."""
+    s: "Tensor", penalty: "Tensor", first: "Tensor", second: "Tensor",
+    *, count: int, regularizer: "Tensor", rate: "Tensor",
+) -> tuple["Tensor", "Tensor", "Tensor"]:  # fmt: skip
+    """One descent step on s = log lambda, kept >= log(LAMBDA_FLOOR): the new s and Adam moments."""
     gradient = s.exp() * penalty + 2.0 * regularizer * s
-    eps = 2.0 * regularizer * max(1.0, 8.0 * rate)
+    fast = 8.0 * rate
     direction, first, second = adam_direction(
-        gradient, first, second, count=count, beta1=0.0, beta2=math.exp(-8.0 * rate), eps=eps
-    )
+        gradient, first, second,
+        count=count, beta1=0.0 * rate, beta2=(-fast).exp(), eps=2.0 * regularizer * fast.clamp_min(1.0),
+    )  # fmt: skip
     return (s - rate * direction).clamp_min(math.log(LAMBDA_FLOOR)), first, second
 
 
 def literal_lambda_step(
-    lam: Tensor,
-    penalty: Tensor,
-    first: Tensor,
-    second: Tensor,
-    *,
-    count: int,
-    regularizer: float,
-    rate: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One descent step on lambda itself, (V,), with the model's Adam and rates (V,), clamped at the floor after it."""
+    lam: "Tensor", penalty: "Tensor", first: "Tensor", second: "Tensor",
+    *, count: int, regularizer: "Tensor", rate: "Tensor", beta1: "Tensor", beta2: "Tensor", eps: "Tensor",
+) -> tuple["Tensor", "Tensor", "Tensor"]:  # fmt: skip
+    """One descent step on lambda itself at the model's rate, then the clamp to LAMBDA_FLOOR."""
     gradient = penalty + 2.0 * regularizer * lam.log() / lam
-    direction, first, second = adam_direction(
-        gradient, first, second, count=count, beta1=betas[0], beta2=betas[1], eps=eps
-    )
+    direction, first, second = adam_direction(gradient, first, second, count=count, beta1=beta1, beta2=beta2, eps=eps)
     return (lam - rate * direction).clamp_min(LAMBDA_FLOOR), first, second
 
 
-def lambda_of_log(s: Tensor) -> Tensor:
+def dual_lambda_step(s: "Tensor", coherence: "Tensor", *, target: "Tensor", rate: "Tensor") -> "Tensor":
+    """s + eta * (coherence / target - 1) for s = log lambda, kept in DUAL_RANGE."""
+    low, high = (math.log(bound) for bound in DUAL_RANGE)
+    return (s + rate * (coherence / target - 1.0)).clamp(low, high)
+
+
+def lambda_of_log(s: "Tensor") -> "Tensor":
     """exp(s), exactly LAMBDA_FLOOR where s is on the floor."""
-    return torch.where(s <= math.log(LAMBDA_FLOOR), torch.full_like(s, LAMBDA_FLOOR), s.exp())
-
-
-def scheduled_lambda(schedule: LambdaSchedule, step: int, *, num_steps: int) -> float:
-    """Lambda at `step` (0-based) where it is a function of progress; where it is learned, its start."""
-    match schedule:
-        case FixedLambda():
-            return schedule.value
-        case LinearLambda():
-            return linear_lambda(step, num_steps=num_steps, start=schedule.start, end=schedule.end)
-        case LearnedLambda():
-            return schedule.start
-        case _:
-            assert_never(schedule)
-
-
-class Lambdas:
-    """The controllers of V variants side by side, on one device, without a synchronisation per step."""
-
-    def __init__(
-        self,
-        schedules: Sequence[LambdaSchedule],
-        *,
-        num_steps: int,
-        regularizer: float,
-        log_rate: float,
-        model_lrs: Tensor,
-        model_betas: tuple[float, float],
-        model_eps: float,
-    ) -> None:
-        """`model_lrs` (V,) float64, betas and eps are those of the weights: the literal parametrisation uses them."""
-        device = model_lrs.device
-        self._schedules = list(schedules)
-        self._num_steps = num_steps
-        self._regularizer = regularizer
-        self._log_rate = log_rate
-        self._model_lrs = model_lrs
-        self._model_betas = model_betas
-        self._model_eps = model_eps
-        learned = [isinstance(schedule, LearnedLambda) for schedule in schedules]
-        literal = [
-            isinstance(schedule, LearnedLambda) and schedule.parametrisation == "literal" for schedule in schedules
-        ]
-        self.any_learned = any(learned)
-        self.learned = torch.tensor(learned, device=device)
-        """(V,) which lambdas follow a gradient."""
-        self.penalised = [index for index, schedule in enumerate(schedules) if schedule != _NO_PENALTY]
-        """The variants whose loss holds the penalty at all."""
-        self._literal = torch.tensor(literal, device=device)
-        self._changes = any(isinstance(schedule, LinearLambda) for schedule in schedules)
-        self._scheduled = self._scheduled_at(0)
-        self.theta = torch.where(self._literal, self._scheduled, self._scheduled.clamp_min(LAMBDA_FLOOR).log())
-        """(V,) what is descended on: log lambda, or lambda where literal; without meaning where not learned."""
-        self.first = torch.zeros_like(self.theta)
-        self.second = torch.zeros_like(self.theta)
-
-    def _scheduled_at(self, step: int) -> Tensor:
-        values = [scheduled_lambda(schedule, step, num_steps=self._num_steps) for schedule in self._schedules]
-        return torch.tensor(values, dtype=torch.float64).to(self._model_lrs.device)
-
-    def at(self, step: int) -> Tensor:
-        """(V,) lambdas that the loss of `step` is weighted with."""
-        if self._changes:
-            self._scheduled = self._scheduled_at(step)
-        if not self.any_learned:
-            return self._scheduled
-        learned = torch.where(self._literal, self.theta, lambda_of_log(self.theta))
-        return torch.where(self.learned, learned, self._scheduled)
-
-    def update(self, penalty: Tensor, *, step: int, lr_factor: float) -> None:
-        """One descent step of the learned lambdas, given P (V,), scaled as in the loss, of the weights at `step`."""
-        if not self.any_learned:
-            return
-        count, penalty = step + 1, penalty.to(torch.float64)
-        by_log = log_lambda_step(
-            self.theta, penalty, self.first, self.second,
-            count=count, regularizer=self._regularizer, rate=self._log_rate,
-        )  # fmt: skip
-        by_value = literal_lambda_step(
-            self.theta.clamp_min(LAMBDA_FLOOR), penalty, self.first, self.second,
-            count=count, regularizer=self._regularizer, rate=self._model_lrs * lr_factor,
-            betas=self._model_betas, eps=self._model_eps,
-        )  # fmt: skip
-        self.theta, self.first, self.second = (
-            torch.where(self._literal, value, log) for value, log in zip(by_value, by_log, strict=True)
-        )
-
-
-_NO_PENALTY = FixedLambda(kind="fixed", value=0.0)
+    return s.exp().masked_fill(s == math.log(LAMBDA_FLOOR), LAMBDA_FLOOR)

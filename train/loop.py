@@ -1,8 +1,13 @@
-"""The loop over steps: batches in, log records out, checkpoints on the way, a clear end when something goes wrong."""
+"""The loop over steps: each batch is read once and steps every group; records out, checkpoints on the way.
 
+A variant whose loss or weights stop being finite is frozen at the log record that shows it, and only that variant.
+"""
+
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,137 +15,193 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from store.errors import DamagedFile, MismatchedCache
+from store.errors import StoreError
 from store.reader import BatchStream, Position
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import load_newest, save_checkpoint
 from train.group import VariantGroup
-from train.interrupt import StopRequest, stop_on_signals
-from train.metrics import COLUMNS, COSINE_EVERY_RECORDS, first_divergence
-from train.schedule import lr_factor
+from train.interrupt import StopRequest
+from train.metrics import COLUMNS, COSINE_EVERY_RECORDS, diverged, log_lines
+from train.telemetry import Telemetry
+
+_NEVER = -1
+
+
+@dataclass
+class Running:
+    """A group in training, with what is known of it so far."""
+
+    group: VariantGroup
+    names: Sequence[str]
+    """Of its variants."""
+    records: list[Tensor] = field(default_factory=list)
+    """(V, columns) each."""
+    diverged_at: dict[int, int] = field(default_factory=dict)
+    """The step at which a variant was found to have diverged, by its place in the group."""
+
+    def learn(self, record: Tensor, *, step: int) -> None:
+        """Takes a log record in; freezes the variants that it shows to have diverged."""
+        self.records.append(record)
+        for index in sorted({*diverged(record, self.group.frozen), *self.group.not_finite()}):
+            self.diverged_at[index] = step
+            self.group.freeze(index)
+            print(
+                f"train: {self.names[index]} diverged at step {step}: its loss or weights are not finite. It is not "
+                "trained further; the others go on. Lower its lr, l1 or lambda",
+                file=sys.stderr,
+            )
+
+    def lines(self) -> dict[str, dict[str, Any]]:
+        """The last record by variant, without those that have diverged."""
+        last = self.records[-1][None]
+        return {
+            name: log_lines(last, index)[0] for index, name in enumerate(self.names) if index not in self.diverged_at
+        }
+
+    def log_of(self, index: int) -> list[dict[str, Any]]:
+        """The whole log of one variant, up to the record that showed it to have diverged."""
+        lines = log_lines(torch.stack(self.records), index)
+        end = self.diverged_at.get(index)
+        return lines if end is None else [line for line in lines if line.get("step", math.inf) < end]
+
+    @property
+    def all_diverged(self) -> bool:
+        return len(self.diverged_at) == len(self.names)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold of this group."""
+        log = torch.stack(self.records) if self.records else torch.zeros(0, dtype=torch.float64)
+        steps = torch.tensor([self.diverged_at.get(index, _NEVER) for index in range(len(self.names))])
+        return {**self.group.state(), "log": log, "diverged_at": steps}
+
+    def restore(self, state: dict[str, Tensor], *, num_steps_done: int) -> None:
+        """Continues from a `state`."""
+        log, steps = state.pop("log"), state.pop("diverged_at").tolist()
+        self.records = list(log.reshape(-1, len(self.names), len(COLUMNS)).unbind())
+        self.group.restore(state, num_steps_done=num_steps_done)
+        self.diverged_at = {index: step for index, step in enumerate(steps) if step != _NEVER}
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where, when and how many checkpoints are kept. None of it can change a result."""
+
+    folder: Path
+    key: str
+    """Digest of all inputs of the groups; a checkpoint of another key is not used."""
+    every_seconds: float
+    """0 saves after every step."""
+    num_kept: int
 
 
 def train_to_end(
-    group: VariantGroup,
+    running: Sequence[Running],
     *,
-    names: Sequence[str],
     open_stream: Callable[[Position], BatchStream],
     num_steps: int,
     batch_rows: int,
-    warm_up_fraction: float,
-    decay_fraction: float,
     log_every_steps: int,
-    checkpoint: Path,
-    key: str,
-    checkpoint_every_seconds: float,
-) -> Tensor:
-    """Trains the group to step `num_steps`, from `checkpoint` if there is one: its log, (num_records, V, columns).
+    keeping: Keeping,
+    open_telemetry: Callable[[int], Telemetry],
+    request: StopRequest,
+    title: str = "train",
+) -> str | None:
+    """Trains all groups to step `num_steps`, from the newest checkpoint if there is one.
 
     Args:
-        names: of the variants, for messages.
+        running: the groups, as initialised; their records and divergences are filled in.
         open_stream: the batches from a position on.
-        key: digest of all inputs of the group; a checkpoint with another key is not used.
-        checkpoint_every_seconds: cannot change the result; 0 saves after every step.
+        open_telemetry: where the metrics go, from a step on.
+        request: looked at after every step.
 
-    Raises:
-        ValueError: a variant diverged.
-        SystemExit: a signal asked to stop; a checkpoint was written.
+    Returns None, or who asked to stop: a checkpoint was written then.
     """
-    start, records = resume(group, checkpoint, key=key, num_variants=len(names))
+    start = resume(running, keeping)
+    first_step = running[0].group.num_steps_done
+    telemetry = open_telemetry(first_step)
+    tokens_per_step = batch_rows * sum(len(each.names) for each in running)
     saved_at = time.monotonic()
-    with (
-        open_stream(start) as stream,
-        stop_on_signals() as request,
-        progress_bar(num_steps, batch_rows * len(names), num_steps_done=group.num_steps_done) as bar,
-    ):
-        for step in range(group.num_steps_done, num_steps):
-            last = step == num_steps - 1
-            record = group.step(
-                next(stream),
-                lr_factor=lr_factor(
-                    step, num_steps=num_steps, warm_up_fraction=warm_up_fraction, decay_fraction=decay_fraction
-                ),
-                log=last or step % log_every_steps == 0,
-                log_cosines=last or len(records) % COSINE_EVERY_RECORDS == 0,
-            )
-            bar.update(batch_rows * len(names))
-            if record is not None:
-                refuse_divergence(first_divergence(record, names), step=step, every=log_every_steps)
-                records.append(record)
-                bar.set_postfix_str(summary(record))
-            if request.signal_name is not None or time.monotonic() - saved_at >= checkpoint_every_seconds:
-                keep(group, records, names=names, path=checkpoint, key=key, position=stream.position)
-                saved_at = time.monotonic()
-            stop_if_asked(request, step=step, num_steps=num_steps)
-    refuse_broken_weights(group, names)
-    return torch.stack(records)
-
-
-def resume(group: VariantGroup, checkpoint: Path, *, key: str, num_variants: int) -> tuple[Position, list[Tensor]]:
-    """Puts the group where `checkpoint` left it: the next batch and the log so far. Without one, the beginning.
-
-    A damaged or foreign checkpoint is named on stderr and not used.
-    """
-    if not checkpoint.exists():
-        return Position(), []
     try:
-        head, tensors = load_checkpoint(checkpoint, key=key)
-    except (DamagedFile, MismatchedCache) as error:
-        print(f"train: {error}. It is ignored and training starts from the beginning", file=sys.stderr)
-        return Position(), []
-    records = tensors.pop("log")
-    group.restore(tensors, num_steps_done=head.num_steps_done)
+        with (
+            open_stream(start) as stream,
+            progress_bar(title, num_steps, tokens_per_step, num_steps_done=first_step) as bar,
+        ):
+            for step in range(first_step, num_steps):
+                last = step == num_steps - 1
+                log = last or step % log_every_steps == 0
+                step_all(running, next_batch(stream, running, keeping), step=step, log=log, last=last)
+                bar.update(tokens_per_step)
+                if log:
+                    lines = {name: line for each in running for name, line in each.lines().items()}
+                    telemetry.write(lines)
+                    bar.set_postfix_str(summary(lines))
+                if all(each.all_diverged for each in running):
+                    break
+                reason = request.reason()
+                if reason is not None or time.monotonic() - saved_at >= keeping.every_seconds:
+                    keep(running, keeping, position=stream.position)
+                    saved_at = time.monotonic()
+                if reason is not None:
+                    return f"stopped by {reason} after step {step + 1} of {num_steps}"
+    finally:
+        telemetry.close()
+    return None
+
+
+def next_batch(stream: BatchStream, running: Sequence[Running], keeping: Keeping) -> Any:  # noqa: ANN401
+    """The next batch; where the cache turns out to be damaged, what was trained until then is kept first."""
+    try:
+        return next(stream)
+    except StoreError:
+        keep(running, keeping, position=stream.position)
+        raise
+
+
+def step_all(running: Sequence[Running], bits_BD: Any, *, step: int, log: bool, last: bool) -> None:  # noqa: ANN401
+    """One step of every group on one batch of the store."""
+    for each in running:
+        log_cosines = last or len(each.records) % COSINE_EVERY_RECORDS == 0
+        record = each.group.step(bits_BD, log=log, log_cosines=log_cosines)
+        if record is not None:
+            each.learn(record, step=step)
+
+
+def resume(running: Sequence[Running], keeping: Keeping) -> Position:
+    """Puts the groups where the newest sound checkpoint left them; the next batch. Without one, the beginning."""
+    found = load_newest(keeping.folder, key=keeping.key)
+    if found is None:
+        return Position()
+    head, tensors = found
+    for place, each in enumerate(running):
+        prefix = f"{place}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        each.restore(own, num_steps_done=head.num_steps_done)
     print(f"train: continues after step {head.num_steps_done} of a stopped training", file=sys.stderr)
-    return head.position, list(records.reshape(-1, num_variants, len(COLUMNS)).unbind())
+    return head.position
 
 
-def keep(
-    group: VariantGroup, records: list[Tensor], *, names: Sequence[str], path: Path, key: str, position: Position
-) -> None:
-    """Writes a checkpoint. One that cannot be written is reported and the training goes on; the former one remains."""
-    refuse_broken_weights(group, names)
-    log = torch.stack(records) if records else torch.zeros(0, dtype=torch.float64)
+def keep(running: Sequence[Running], keeping: Keeping, *, position: Position) -> None:
+    """Writes a checkpoint. One that cannot be written is reported and the training goes on; the earlier ones remain."""
+    num_steps_done = running[0].group.num_steps_done
+    tensors = {f"{place}.{name}": t for place, each in enumerate(running) for name, t in each.state().items()}
     try:
         save_checkpoint(
-            path, key=key, num_steps_done=group.num_steps_done, position=position, tensors={**group.state(), "log": log}
+            keeping.folder,
+            key=keeping.key,
+            num_steps_done=num_steps_done,
+            position=position,
+            tensors=tensors,
+            num_kept=keeping.num_kept,
         )
     except OSError as error:
-        print(f"train: no checkpoint after step {group.num_steps_done}: {error}", file=sys.stderr)
+        print(f"train: no checkpoint after step {num_steps_done}: {error}", file=sys.stderr)
 
 
-def refuse_divergence(name: str | None, *, step: int, every: int) -> None:
-    """ValueError that names the variant whose loss is not finite."""
-    if name is not None:
-        raise ValueError(
-            f"expected a finite loss, got one that is not for variant {name!r} at step {step} (losses are looked at "
-            f"every {every} steps). Lower its lr, l1 or lambda"
-        )
-
-
-def refuse_broken_weights(group: VariantGroup, names: Sequence[str]) -> None:
-    """ValueError that names the first variant with a weight that is not finite."""
-    broken = group.first_not_finite()
-    if broken is not None:
-        raise ValueError(
-            f"expected finite weights, got some that are not for variant {names[broken]!r} after step "
-            f"{group.num_steps_done - 1}. Lower its lr, l1 or lambda"
-        )
-
-
-def stop_if_asked(request: StopRequest, *, step: int, num_steps: int) -> None:
-    """SystemExit with a message once a signal has asked for it."""
-    if request.signal_name is not None:
-        raise SystemExit(
-            f"train: stopped by {request.signal_name} after step {step + 1} of {num_steps}. "
-            "Run the same command again to continue"
-        )
-
-
-def progress_bar(num_steps: int, tokens_per_step: int, *, num_steps_done: int) -> "tqdm[Any]":
+def progress_bar(title: str, num_steps: int, tokens_per_step: int, *, num_steps_done: int) -> "tqdm[Any]":
     """Progress in SAE-tokens (rows times variants), with rate and estimate, on stderr."""
     return tqdm(
         total=num_steps * tokens_per_step,
         initial=num_steps_done * tokens_per_step,
-        desc="train",
+        desc=title,
         unit=" SAE-tokens",
         unit_scale=True,
         dynamic_ncols=True,
@@ -148,8 +209,10 @@ def progress_bar(num_steps: int, tokens_per_step: int, *, num_steps_done: int) -
     )
 
 
-def summary(record: Tensor) -> str:
+def summary(lines: Mapping[str, Mapping[str, float]]) -> str:
     """The spread over the variants of explained variance and L0 in one record, for the progress bar."""
-    explained = record[:, COLUMNS.index("explained_variance")]
-    l0 = record[:, COLUMNS.index("l0")]
-    return f"EV {explained.min():.3f}..{explained.max():.3f}, L0 {l0.min():.0f}..{l0.max():.0f}"
+    explained = [line["explained_variance"] for line in lines.values()]
+    l0 = [line["l0"] for line in lines.values()]
+    if not lines or not all(map(math.isfinite, [*explained, *l0])):
+        return ""
+    return f"EV {min(explained):.3f}..{max(explained):.3f}, L0 {min(l0):.0f}..{max(l0):.0f}"

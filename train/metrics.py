@@ -16,22 +16,25 @@ from store.geometry import unit_rows
 COLUMNS = (
     "step",  # 0-based number of the step
     "rows",  # rows seen, this batch included
-    "loss",  # mse + l1_term + lambda * (scaled) penalty + c (log lambda)^2 where lambda is learned
+    "loss",  # mse + sparsity_term + auxiliary_term + lambda * scaled_penalty + c (log lambda)^2 where it is learned
     "mse",  # mean over the batch of ||x - x_hat||^2, rows scaled to E||x||^2 = d_model
-    "l1_term",  # l1 * mean over the batch of sum_f a_f
+    "sparsity_term",  # what l1 (jumprelu: l0) stands before, times it: see architectures.py
+    "auxiliary_term",  # prefixes of matryoshka-batchtopk, the gate's reconstruction of gated, AuxK
     "l0",  # mean over the batch of the number of latents that fire
     "explained_variance",  # see explained_variance
+    "lr",  # learning rate of this step
     "lambda",  # weight of the penalty in this step
+    "scaled_penalty",  # what lambda stands before: the variant's own penalty as last computed, over d_sae if per_latent
     "penalty",  # P = ||G - I||_F^2, never divided by d_sae
     "penalty_lower_bound",  # the least P possible, max(0, F^2/d - F)
     "penalty_excess",  # P minus the bound
-    "lambda_residual",  # lambda * (scaled) P + 2 c log(lambda); learned lambdas only
+    "lambda_residual",  # lambda * scaled_penalty + 2 c log(lambda); learned lambdas only
     "dead_latents",  # latents that have not fired within the last dead_after_rows rows
     "mean_max_cosine",  # mean over latents of the largest cosine with another one; every COSINE_EVERY_RECORDS records
 )
 COUNTS = ("step", "rows", "dead_latents")
 """Columns that are whole numbers."""
-AVERAGED = ("loss", "mse", "l1_term", "l0", "explained_variance")
+AVERAGED = ("loss", "mse", "sparsity_term", "auxiliary_term", "l0", "explained_variance")
 """Columns that vary with the batch: the card gives their mean over the last `AVERAGED_RECORDS` records."""
 AVERAGED_RECORDS = 10
 COSINE_EVERY_RECORDS = 10
@@ -77,12 +80,10 @@ def log_lines(records: Tensor, variant: int) -> list[dict[str, Any]]:
     return lines
 
 
-def first_divergence(record: Tensor, names: Sequence[str]) -> str | None:
-    """The first variant of one record (V, columns) whose loss is not finite, or None."""
-    for name, loss in zip(names, record[:, COLUMNS.index("loss")].tolist(), strict=True):
-        if not math.isfinite(loss):
-            return name
-    return None
+def diverged(record: Tensor, frozen: Sequence[bool]) -> list[int]:
+    """The variants of one record (V, columns) whose loss is not finite, those aside that are frozen."""
+    losses = record[:, COLUMNS.index("loss")].tolist()
+    return [index for index, loss in enumerate(losses) if not math.isfinite(loss) and not frozen[index]]
 
 
 def averaged_tail(lines: Sequence[dict[str, Any]]) -> dict[str, float | int]:

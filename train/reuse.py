@@ -1,95 +1,83 @@
-"""Which variants need not be trained: the key of all that decides a variant, and the search for SAEs that carry it."""
+"""Which variants need not be trained: the search for SAEs that carry the key of all that decides a variant.
+
+A key holds no name, so that a renamed variant is found too: its weights and log are the same files, its card and
+configuration are written anew with the new name.
+"""
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-from store.atomic import link_or_copy, read_json
+from store.atomic import link_or_copy, read_json, write_json
 from store.errors import StoreError
-from store.record import digest, plain
 from store.sae import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, load_sae
-from train.config import LambdaSchedule, LearnedLambda, TrainConfig, VariantConfig
+from train.variants import ResolvedVariant
 
-TRAIN_VERSION = 1
-"""Raised by hand when the same inputs give other weights or another log."""
-
-
-@dataclass(frozen=True)
-class ResolvedVariant:
-    """A variant with every setting filled in."""
-
-    name: str
-    schedule: LambdaSchedule
-    l1: float
-    lr: float
-    seed: int
-    key: str
-    """Digest of all that decides the artefact but the name."""
-    settings: dict[str, Any]
-    """The variant's own settings as plain JSON."""
-    shared: dict[str, Any]
-    """The settings shared by all variants that matter for this one, as plain JSON."""
+_FILES = (CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE)
 
 
-def resolve_variants(
-    config: TrainConfig, variants: Mapping[str, VariantConfig], *, cache_digest: str, product_dtype: str = "float32"
+def take_earlier(
+    variants: Sequence[ResolvedVariant], earlier: Iterable[Mapping[str, Path]], *, folder: Path
 ) -> list[ResolvedVariant]:
-    """Fills in what each variant takes from the profile, and derives its key.
+    """Puts every variant that an earlier output holds into `folder`/<name>; the variants that are left to train.
 
-    A setting that cannot touch a variant is no part of its key: the profile's l1 and lr where the variant has its own,
-    and what concerns learned lambdas where its lambda is not learned. The number format of the products does, though
-    the device chooses it: variants of different formats must not be compared.
+    `earlier`: versions of an output, newest first, each as {"<name>/<file>": path}.
     """
-    resolved = []
-    for name, variant in variants.items():
-        l1 = config.l1 if variant.l1 is None else variant.l1
-        lr = config.lr if variant.lr is None else variant.lr
-        seed = config.seed if variant.seed is None else variant.seed
-        settings = {"lambda": plain(variant.schedule), "l1": l1, "lr": lr, "seed": seed}
-        shared = {field: value for field, value in plain(config).items() if field not in ("l1", "lr")}
-        shared["product_dtype"] = product_dtype
-        if not isinstance(variant.schedule, LearnedLambda):
-            del shared["lambda_regularizer"], shared["lambda_lr"]
-        key = digest({"train_version": TRAIN_VERSION, "cache": cache_digest, "train": shared, "variant": settings})
-        resolved.append(
-            ResolvedVariant(
-                name=name, schedule=variant.schedule, l1=l1, lr=lr, seed=seed, key=key, settings=settings, shared=shared
-            )
-        )
-    return resolved
+    missing = {variant.name: variant for variant in variants}
+    for files, key in _artefacts(earlier):
+        for variant in [each for each in missing.values() if each.key == key]:
+            if take(files, variant, folder / variant.name):
+                del missing[variant.name]
+        if not missing:
+            break
+    return list(missing.values())
 
 
-def _take(files: Mapping[str, Path], variant: ResolvedVariant, folder: Path) -> bool:
-    """Links an earlier SAE of this name and key into `folder`; False where there is none or it is damaged."""
-    sources = {name: files.get(f"{variant.name}/{name}") for name in (CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE)}
-    present = {name: source for name, source in sources.items() if source is not None}
-    if len(present) < len(sources):
-        return False
+def _artefacts(earlier: Iterable[Mapping[str, Path]]) -> Iterator[tuple[dict[str, Path], str]]:
+    """Every whole artefact of every version once, as {file: path}, with its key."""
+    seen: set[Path] = set()
+    for version in earlier:
+        for name, card in version.items():
+            if PurePosixPath(name).name != CARD_FILE or card in seen:
+                continue
+            seen.add(card)
+            folder = PurePosixPath(name).parent
+            files = {each: version.get(str(folder / each)) for each in _FILES}
+            whole = {each: path for each, path in files.items() if path is not None}
+            key = _key_in(card)
+            if key is not None and len(whole) == len(_FILES):
+                yield whole, key
+
+
+def _key_in(card: Path) -> str | None:
     try:
-        found = read_json(present[CARD_FILE])
-        if not isinstance(found, dict) or found.get("key") != variant.key or found.get("name") != variant.name:
-            return False
-        for name, source in present.items():
-            link_or_copy(source, folder / name)
+        found = read_json(card)
+    except (StoreError, OSError):
+        return None
+    key = found.get("key") if isinstance(found, dict) else None
+    return key if isinstance(key, str) else None
+
+
+def take(files: Mapping[str, Path], variant: ResolvedVariant, folder: Path) -> bool:
+    """Puts a finished SAE into `folder` under the variant's name; False, and no folder, where it is damaged.
+
+    Linked where nothing changes, so that unchanged files are the same files; card and configuration name the variant.
+    """
+    try:
+        for name in (LOG_FILE, WEIGHTS_FILE):
+            link_or_copy(files[name], folder / name)
+        card, config = read_json(files[CARD_FILE]), read_json(files[SAELENS_FILE])
+        if card["name"] == variant.name:
+            link_or_copy(files[SAELENS_FILE], folder / SAELENS_FILE)
+            link_or_copy(files[CARD_FILE], folder / CARD_FILE)
+        else:
+            config["metadata"]["variant"] = variant.name
+            write_json(folder / SAELENS_FILE, config)
+            write_json(folder / CARD_FILE, {**card, "name": variant.name})
         load_sae(folder)
-    except (StoreError, OSError) as error:
+    except (StoreError, OSError, LookupError, TypeError) as error:
         print(f"train: {variant.name} of an earlier run cannot be reused ({error})", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         return False
     return True
-
-
-def reuse_variants(
-    variants: list[ResolvedVariant], earlier: Iterator[dict[str, Path]], *, folder: Path
-) -> list[ResolvedVariant]:
-    """Links every variant that an earlier output holds into `folder`/<name>; the variants that are left to train."""
-    missing = list(variants)
-    while missing:
-        files = next(earlier, None)
-        if files is None:
-            break
-        missing = [variant for variant in missing if not _take(files, variant, folder / variant.name)]
-    return missing

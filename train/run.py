@@ -1,44 +1,38 @@
-"""The training stage, from a cache to SAE artefacts: unchanged variants are reused, the rest is one fused group."""
+"""The training stage, from a cache to SAE artefacts: unchanged variants are reused, the rest trained in few passes."""
 
-import functools
 import itertools
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from store.atomic import exclusive_lock, replace_folder
+from store.atomic import exclusive_lock, read_json, replace_folder, write_json
 from store.earlier import earlier_outputs, files_in
+from store.errors import StoreError
 from store.manifest import Manifest
-from store.reader import ActivationCache, BatchStream, Position
-from store.record import digest
-from train.artefacts import save_group
-from train.batches import activation_scale
-from train.config import TrainConfig, VariantConfig, check_variant_name, check_variant_names
-from train.group import VariantGroup
-from train.initialise import initial_weights
-from train.lambdas import Lambdas, default_lambda_lr
-from train.loop import train_to_end
-from train.optimizer import StackedAdam
-from train.reuse import ResolvedVariant, resolve_variants, reuse_variants
+from store.reader import ActivationCache
+from store.sae import load_card
+from train.cluster import connect, run_here, run_on, workers_of
+from train.config import (
+    TrainConfig,
+    VariantConfig,
+    check_against_data,
+    check_variant_name,
+    check_variant_names,
+    shape_key,
+)
+from train.engine import group_bytes
+from train.fused import product_dtype
+from train.grouping import plan_groups, plan_passes, spread
+from train.memory import default_budget
+from train.reuse import take_earlier
+from train.task import How, Task, plan_run, stop_file, trained_folder
+from train.telemetry import check_watching
+from train.variants import ResolvedVariant, resolve_variants
 
-
-@dataclass(frozen=True)
-class Plan:
-    """The numbers of a run that follow from the settings and the cache."""
-
-    num_steps: int
-    scale: float
-    """What rows are multiplied with, so that E||x||^2 = d_model."""
-    mean: list[float]
-    """Of the raw training rows, (d_model,)."""
-    lambda_lr: float
-    """Rate of learned log(lambda) per step."""
-    penalty_divisor: float
-    """What P is divided by in the loss: 1 for `sum`, d_sae for `per_latent`."""
+PLAN_FILE = "plan.json"
 
 
 def run(
@@ -48,189 +42,199 @@ def run(
     cache_folder: Path,
     output: Path,
     scratch: Path,
-    device: str,
-    num_threads: int,
+    how: How,
     reuse: bool,
-    checkpoint_every_seconds: float = 120.0,
-) -> None:
+    budget_bytes: int | None = None,
+    scheduler: str | None = None,
+) -> list[str]:
     """Trains the variants on the cache and puts one folder per variant into `output`, which is replaced as a whole.
 
     A killed run continues from its last checkpoint in `scratch` and ends with the same bytes. On SIGTERM or SIGINT a
     checkpoint is written and SystemExit raised.
 
     Args:
-        config: what all variants share.
+        config: what all variants share, and defaults.
         variants: by name.
         cache_folder: a complete activation cache.
         output: the folder `models`.
         scratch: for checkpoints and unfinished output; locked while the run lasts.
-        device: of torch, such as cpu or cuda. On cuda products are bfloat16, weights and optimiser float32.
-        num_threads: of torch's products, and of the decoding.
+        how: device, threads, checkpoints, where metrics go.
         reuse: whether variants of earlier outputs that still fit are linked in.
-        checkpoint_every_seconds: between checkpoints; it cannot change results.
+        budget_bytes: memory that one pass may take; None is a share of the machine's, see train/memory.py.
+        scheduler: address of a Dask scheduler whose workers train; None trains in this process.
+
+    Returns the names of the variants that diverged, whose cards say at which step.
 
     Raises:
-        ValueError: settings that do not fit the cache, or a variant that diverged.
+        ValueError: settings that do not fit the cache, or all variants diverged.
         StoreError: (a ValueError) a cache that is incomplete or damaged, or another run in the same scratch folder.
     """
     check_variant_names({check_variant_name(name): variant for name, variant in variants.items()})
-    torch.set_num_threads(num_threads)
+    check_watching(how.watching)
     cache = ActivationCache(cache_folder)
-    plan = plan_run(config, cache.manifest)
+    plan_run(config, cache.manifest)  # settings that do not fit the cache end here
     resolved = resolve_variants(
         config,
         variants,
         cache_digest=cache.manifest.digest,
-        product_dtype=str(product_dtype(torch.device(device))).removeprefix("torch."),
+        product_dtype=str(product_dtype(torch.device(how.device))).removeprefix("torch."),
     )
+    for variant in resolved:
+        _check_variant(variant, d_model=cache.spec.model.d_model)
     with exclusive_lock(scratch):
         assembly = scratch / "models"
-        interrupted = scratch / "interrupted"  # finished variants of a run that was killed before they were in place
-        if assembly.exists():
-            shutil.rmtree(interrupted, ignore_errors=True)
-            assembly.rename(interrupted)
+        shutil.rmtree(assembly, ignore_errors=True)
         assembly.mkdir(parents=True)
-        earlier = itertools.chain([files_in(interrupted)], earlier_outputs(str(output))) if reuse else iter(())
-        missing = reuse_variants(resolved, earlier, folder=assembly)
-        for variant in resolved:
-            if variant not in missing:
-                print(f"train: {variant.name} is unchanged and reused", file=sys.stderr)
+        missing = _taken_over(resolved, output, assembly, reuse=reuse)
+        missing = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
         if missing:
-            train_missing(
-                config,
-                missing,
-                plan=plan,
-                cache=cache,
-                device=torch.device(device),
-                num_threads=num_threads,
-                checkpoint_every_seconds=checkpoint_every_seconds,
-                scratch=scratch,
-                assembly=assembly,
-            )
+            _train(
+                _unique(missing), config, cache_folder=cache_folder, manifest=cache.manifest, scratch=scratch,
+                how=how, budget_bytes=budget_bytes, scheduler=scheduler,
+            )  # fmt: skip
+            left = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
+            assert not left, left
+        diverged = _diverged(assembly, resolved)
         replace_folder(assembly, output)
-        shutil.rmtree(interrupted, ignore_errors=True)
-        for stale in scratch.glob("checkpoint-*.safetensors"):
-            stale.unlink()
+        for done_with in (trained_folder(scratch), scratch / "tasks"):
+            shutil.rmtree(done_with, ignore_errors=True)
+        (scratch / PLAN_FILE).unlink(missing_ok=True)
+    return diverged
 
 
-def product_dtype(device: torch.device) -> torch.dtype:
-    """The number format of the products; weights and optimiser are float32 everywhere."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def _check_variant(variant: ResolvedVariant, *, d_model: int) -> None:
+    try:
+        check_against_data(variant.settings, d_model=d_model)
+    except ValueError as error:
+        raise ValueError(f"variant {variant.name}: {error}") from error
 
 
-def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
-    """Checks the settings against the cache and derives steps, scale and rates; ValueError where they do not fit."""
-    if config.hook not in manifest.spec.hooks:
-        raise ValueError(
-            f"expected train.hook to be one of the cached hooks {', '.join(manifest.spec.hooks)}, got {config.hook}. "
-            "Choose one of them, or add it to harvest.hooks"
-        )
-    steps_per_epoch = manifest.num_rows // config.batch_rows
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"expected train.batch_rows of at most the {manifest.num_rows} rows of the cache, got {config.batch_rows}. "
-            "Lower it, or raise harvest.num_rows"
-        )
-    moments = manifest.moments[config.hook]
-    num_steps = steps_per_epoch * config.num_epochs
-    return Plan(
-        num_steps=num_steps,
-        scale=activation_scale(d_model=len(moments.mean), mean_squared_norm=moments.mean_squared_norm),
-        mean=list(moments.mean),
-        lambda_lr=default_lambda_lr(num_steps) if config.lambda_lr is None else config.lambda_lr,
-        penalty_divisor=1.0 if config.penalty_scale == "sum" else float(config.d_sae),
-    )
+def _taken_over(
+    variants: Sequence[ResolvedVariant], output: Path, assembly: Path, *, reuse: bool
+) -> list[ResolvedVariant]:
+    """Puts unchanged variants of earlier outputs into `assembly`; those that are left."""
+    if not reuse:
+        return list(variants)
+    missing = take_earlier(variants, earlier_outputs(str(output)), folder=assembly)
+    for variant in variants:
+        if variant not in missing:
+            print(f"train: {variant.name} is unchanged and reused", file=sys.stderr)
+    return missing
 
 
-def train_missing(
+def _unique(variants: Sequence[ResolvedVariant]) -> list[ResolvedVariant]:
+    """One variant per key: those that differ in name alone are trained once."""
+    return list({variant.key: variant for variant in reversed(variants)}.values())[::-1]
+
+
+def _train(
+    missing: Sequence[ResolvedVariant],
     config: TrainConfig,
-    variants: Sequence[ResolvedVariant],
     *,
-    plan: Plan,
-    cache: ActivationCache,
-    device: torch.device,
-    num_threads: int,
-    checkpoint_every_seconds: float,
+    cache_folder: Path,
+    manifest: Manifest,
     scratch: Path,
-    assembly: Path,
+    how: How,
+    budget_bytes: int | None,
+    scheduler: str | None,
 ) -> None:
-    """Trains the variants as one group and writes them into `assembly`."""
-    key = digest([[variant.name, variant.key] for variant in variants])
-    group = make_group(config, variants, plan=plan, device=device)
-    open_stream = functools.partial(cache_batches, cache, config, num_threads=num_threads)
-    records = train_to_end(
-        group,
-        names=[variant.name for variant in variants],
-        open_stream=open_stream,
-        num_steps=plan.num_steps,
-        batch_rows=config.batch_rows,
-        warm_up_fraction=config.lr_warm_up_fraction,
-        decay_fraction=config.lr_decay_fraction,
-        log_every_steps=config.log_every_steps,
-        checkpoint=scratch / f"checkpoint-{key[:16]}.safetensors",
-        key=key,
-        checkpoint_every_seconds=checkpoint_every_seconds,
+    """Trains the variants; each is in its folder of `scratch`/trained when this returns. SystemExit if stopped."""
+    budget = budget_bytes or default_budget(torch.device(how.device))
+    stop_file(scratch).unlink(missing_ok=True)  # of a run that was killed while it stopped its workers
+
+    def planned(num_workers: int) -> list[Task]:
+        compositions = _kept_plan(scratch, missing) or _plan(
+            missing, config, budget, d_model=manifest.spec.model.d_model, how=how, num_workers=num_workers
+        )
+        _write_plan(scratch, compositions)
+        return [
+            Task(groups, config, cache_folder.resolve(), manifest.digest, scratch.resolve(), how, title)
+            for groups, title in zip(compositions, _titles(len(compositions)), strict=True)
+        ]
+
+    if scheduler is None:
+        tasks = planned(1)
+        _announce(tasks, budget)
+        stopped = run_here(tasks)
+    else:
+        with connect(scheduler) as client:
+            tasks = planned(len(workers_of(client)))
+            _announce(tasks, budget)
+            stopped = run_on(client, tasks)
+    if stopped is not None:
+        raise SystemExit(f"train: {stopped}. Run the same command again to continue")
+
+
+def _plan(
+    missing: Sequence[ResolvedVariant],
+    config: TrainConfig,
+    budget: int,
+    *,
+    d_model: int,
+    how: How,
+    num_workers: int,
+) -> list[tuple[tuple[ResolvedVariant, ...], ...]]:
+    """Variants by group, groups by task."""
+    groups = plan_groups(
+        missing,
+        shape=lambda variant: shape_key(variant.settings),
+        num_bytes=lambda some: group_bytes(
+            [variant.settings for variant in some],
+            d_model=d_model,
+            batch_rows=config.batch_rows,
+            device=torch.device(how.device),
+        ),
+        budget=budget,
     )
-    save_group(
-        group,
-        records,
-        variants=variants,
-        manifest=cache.manifest,
-        hook=config.hook,
-        scale=plan.scale,
-        num_steps=plan.num_steps,
-        batch_rows=config.batch_rows,
-        penalty_divisor=plan.penalty_divisor,
-        regularizer=config.lambda_regularizer,
-        folder=assembly,
+    tasks = spread(plan_passes(groups, budget=budget), num_workers)
+    return [tuple(group.members for group in task) for task in tasks]
+
+
+def _kept_plan(
+    scratch: Path, missing: Sequence[ResolvedVariant]
+) -> list[tuple[tuple[ResolvedVariant, ...], ...]] | None:
+    """What an interrupted run had planned, without the tasks it finished, if that is what is missing now.
+
+    What is trained together decides the last bits of the weights, so that a run continues as it began, though memory or
+    workers may have changed.
+    """
+    try:
+        tasks = read_json(scratch / PLAN_FILE)
+    except (OSError, StoreError):
+        return None
+    by_key = {variant.key: variant for variant in missing}
+    left = [task for task in tasks if any(key in by_key for group in task for key in group)]
+    if sorted(key for task in left for group in task for key in group) != sorted(by_key):
+        return None
+    return [tuple(tuple(by_key[key] for key in group) for group in task) for task in left]
+
+
+def _write_plan(scratch: Path, tasks: Sequence[Sequence[Sequence[ResolvedVariant]]]) -> None:
+    write_json(scratch / PLAN_FILE, [[[variant.key for variant in group] for group in task] for task in tasks])
+
+
+def _titles(count: int) -> list[str]:
+    return ["train"] if count == 1 else [f"train {index + 1}/{count}" for index in range(count)]
+
+
+def _announce(tasks: Sequence[Task], budget: int) -> None:
+    groups = list(itertools.chain.from_iterable(task.groups for task in tasks))
+    print(
+        f"train: {sum(map(len, groups))} variants in {len(groups)} group{'s' * (len(groups) > 1)} of "
+        f"{', '.join(str(len(group)) for group in groups)}; {len(tasks)} pass{'es' * (len(tasks) > 1)} over the data "
+        f"(memory for one: {budget / 2**30:.3g} GiB); metrics in {tasks[0].folder.parent}/*/metrics.jsonl",
+        file=sys.stderr,
     )
 
 
-def cache_batches(cache: ActivationCache, config: TrainConfig, start: Position, *, num_threads: int) -> BatchStream:
-    """The batches of the run from `start` on."""
-    return cache.batches(
-        config.hook,
-        batch_rows=config.batch_rows,
-        seed=config.seed,
-        start=start,
-        num_epochs=config.num_epochs,
-        pool_bytes=config.pool_bytes,
-        num_threads=num_threads,
-    )
-
-
-def make_group(
-    config: TrainConfig, variants: Sequence[ResolvedVariant], *, plan: Plan, device: torch.device
-) -> VariantGroup:
-    """The stacked variants before their first step."""
-    weights = initial_weights(
-        seeds=[variant.seed for variant in variants],
-        d_sae=config.d_sae,
-        mean=plan.mean,
-        scale=plan.scale,
-        device=device,
-    )
-    lrs = [variant.lr for variant in variants]
-    betas = (config.adam_beta1, config.adam_beta2)
-    lambdas = Lambdas(
-        [variant.schedule for variant in variants],
-        num_steps=plan.num_steps,
-        regularizer=config.lambda_regularizer,
-        log_rate=plan.lambda_lr,
-        model_lrs=torch.tensor(lrs, dtype=torch.float64).to(device),
-        model_betas=betas,
-        model_eps=config.adam_eps,
-    )
-    return VariantGroup(
-        weights,
-        adam=StackedAdam(weights, lrs=lrs, betas=betas, eps=config.adam_eps),
-        lambdas=lambdas,
-        l1s=[variant.l1 for variant in variants],
-        penalty_divisor=plan.penalty_divisor,
-        regularizer=config.lambda_regularizer,
-        batch_rows=config.batch_rows,
-        scale=plan.scale,
-        mean=plan.mean,
-        dead_after_rows=config.dead_after_rows,
-        product_dtype=product_dtype(device),
-    )
+def _diverged(assembly: Path, variants: Sequence[ResolvedVariant]) -> list[str]:
+    """Names of the variants that diverged; ValueError if all did."""
+    steps = {variant.name: load_card(assembly / variant.name).final.get("diverged_at_step") for variant in variants}
+    names = [name for name, step in steps.items() if step is not None]
+    if len(names) == len(variants):
+        raise ValueError(
+            f"expected at least one variant to train to the end, but all diverged: "
+            f"{', '.join(f'{name} at step {steps[name]}' for name in names)}. Lower lr, l1 or lambda. Nothing was put "
+            "in place"
+        )
+    return names

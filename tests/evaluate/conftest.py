@@ -134,9 +134,10 @@ def save(
     log = training_log(weights, schedule)
     final = {"lambda": log[-1]["lambda"], "penalty": log[-1]["penalty"], "l0": 5.0}
     if schedule["kind"] == "learned":
-        final["lambda_state"] = lambda_state
+        final |= {"lambda_state": lambda_state, "scaled_penalty": log[-1]["penalty"]}
     card = {
         "name": name,
+        "architecture": "relu",
         "key": "0" * 64,
         "hook": HOOK,
         "model": study.manifest.spec.model,
@@ -250,6 +251,7 @@ def training_log(weights: SAEWeights, schedule: dict[str, Any]) -> list[dict[str
                 "explained_variance": 0.9 * share,
                 "lambda": lam,
                 "penalty": value,
+                "scaled_penalty": value,
                 "penalty_lower_bound": bound,
                 "penalty_excess": value - bound,
                 "mean_max_cosine": 0.5 - 0.2 * share,

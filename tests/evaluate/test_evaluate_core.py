@@ -90,7 +90,7 @@ def test_weights_that_were_not_loaded_are_an_error_and_not_a_result_at_chance_le
 ) -> None:
     add_sae("subject", saes.random(1))
     weights, card = load_sae(study.models / "subject")
-    monkeypatch.setattr(adapter.StoredSAE, "load_state_dict", lambda self, parameters, strict: None)
+    monkeypatch.setattr(adapter.StoredSAE, "hold", lambda self, weights: None)
     with pytest.raises(ValueError, match="sae-bench's copy of subject to hold the artefact's W_enc, got other numbers"):
         to_sae_bench(weights, card, device=CPU)
 

@@ -38,7 +38,7 @@ def card(name: str = "adaptive", **final: Any) -> SAECard:  # noqa: ANN401
         bos_token_id=2,
     )  # fmt: skip
     return SAECard(
-        format="sae-card/1", name=name, key="k", architecture="relu", d_model=192, d_sae=384,
+        format="sae-card/1", name=name, key="k", architecture="relu", form="relu", k=None, d_model=192, d_sae=384,
         hook="blocks.2.hook_resid_post", model=model, cache_digest="c", context_length=128, scale=1.0, seed=0,
         num_steps=100, num_training_rows=1000, train_version=1, variant={"lambda": {"kind": "learned", "start": 1.0}},
         train={}, final=final, weights_sha256="w",

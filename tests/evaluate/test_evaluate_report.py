@@ -165,6 +165,56 @@ def test_several_seeds_get_a_table_of_means_and_spreads_and_their_own_baseline(
     assert "Up to 2 seeds were trained per variant" in page.text
 
 
+def test_a_diverged_variant_is_said_to_be_one_and_has_no_figures(
+    study: SimpleNamespace,
+    saes: SimpleNamespace,
+    add_sae: Callable[..., None],
+    evaluate_all: Callable[..., None],
+    reported: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add_sae("fixed-1", saes.dead(), settings={"kind": "fixed", "value": 1.0}, final={"diverged_at_step": 120})
+    evaluate_all()
+    assert "evaluate core: fixed-1 diverged at step 120 and is not measured" in capsys.readouterr().err
+    assert not (study.results / "core" / "fixed-1.json").exists()
+    source = reported("baseline", "fixed-1", "adaptive").read_text()
+    page = Page()
+    page.feed(source)
+    assert "Diverged in training: fixed-1 at step 120. Their loss or weights stopped being finite" in page.text
+    assert source.count("fixed-1") == 1
+    with pytest.raises(StoreError, match=r"expected an SAE that trained to the end in .* but all diverged"):
+        reported("fixed-1")
+
+
+def test_a_study_of_many_variants_stays_readable(
+    saes: SimpleNamespace,
+    add_sae: Callable[..., None],
+    evaluate_all: Callable[..., None],
+    reported: Callable[..., Path],
+) -> None:
+    # Three lambdas, three l1, two seeds: 18 variants in 9 treatments and 3 families.
+    fixed = {"kind": "fixed", "value": 1.0}
+    learned = {"kind": "learned", "start": 1.0, "parametrisation": "log"}
+    lambdas = {"baseline": {"kind": "fixed", "value": 0.0}, "fixed-1": fixed, "adaptive": learned}
+    names = []
+    for number, (base, schedule) in enumerate(lambdas.items()):
+        for l1 in (0.3, 0.6, 1.2):
+            for seed in (0, 1):
+                name = base if (l1, seed) == (0.3, 0) else f"{base}-l1-{l1}-seed-{seed}".replace(".", "p")
+                settings = {"lambda": schedule, "l1": l1, "lr": 3e-4, "seed": seed}
+                add_sae(name, saes.random(7 * number + seed), settings=schedule, seed=seed, variant=settings)
+                names.append(name)
+    evaluate_all()
+    page = Page()
+    page.feed(reported(*names).read_text())
+    assert "18 variants are too many to draw one by one" in page.text
+    assert "the treatment alone: baseline, fixed-1 and adaptive" in page.text
+    assert "Of 6 learned lambdas 6 ended on its curve" in page.text
+    assert "A dot is a mean over seeds; a line joins the sparsities of one treatment." in page.text
+    assert "baseline-l1-0p6-seed-0, baseline-l1-0p6-seed-1" in page.text
+    assert "Up to 2 seeds were trained per variant" in page.text
+
+
 def test_a_missing_result_is_an_error_that_names_every_missing_file_and_writes_nothing(
     study: SimpleNamespace, reported: Callable[..., Path]
 ) -> None:

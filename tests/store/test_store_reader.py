@@ -57,6 +57,10 @@ def test_the_position_of_a_stream_is_that_of_its_next_batch(cache_folder: Path) 
     assert [(p.epoch, p.batch) for p in positions] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
+def test_a_stream_that_begins_at_its_end_is_empty(cache_folder: Path) -> None:
+    assert read_all(cache_folder, start=Position(epoch=3, batch=0)) == []
+
+
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(cache_folder: Path) -> None:
     with ActivationCache(cache_folder).batches(HOOKS[0], batch_rows=50, seed=0, num_epochs=4, pool_bytes=1) as stream:
         for batch in stream:

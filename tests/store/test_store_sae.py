@@ -1,6 +1,7 @@
 """The SAE artefact keeps what was trained, works in SAELens, and is refused when it is not what was written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def write(folder: Path, weights: SAEWeights | None = None) -> SAEWeights:
     fields = {
         "name": "toy",
         "key": "k" * 64,
+        "architecture": "relu",
         "hook": "blocks.1.hook_resid_post",
         "model": make_spec().model,
         "cache_digest": "c" * 64,
@@ -56,15 +58,37 @@ def test_weights_card_and_log_come_back(tmp_path: Path) -> None:
     assert [line["step"] for line in read_log(tmp_path / "toy")] == [0, 10]
 
 
-def test_saelens_loads_the_folder_and_encodes_and_decodes_identically(tmp_path: Path) -> None:
-    weights = write(tmp_path / "toy")
+def of_form(form: str) -> SAEWeights:
+    """Random weights of a form, with thresholds and gates that decide for about half of the latents."""
+    weights, generator = random_weights(), torch.Generator().manual_seed(5)
+    draw = torch.rand(3, D_SAE, generator=generator)
+    match form:
+        case "topk":
+            return replace(weights, k=3)
+        case "jumprelu":
+            return replace(weights, threshold=3.0 * draw[0])
+        case "gated":
+            return replace(weights, r_mag=draw[1] - 0.5, b_mag=draw[2] - 0.5)
+        case _:
+            return weights
+
+
+FORMS = pytest.mark.parametrize("form", ["relu", "topk", "jumprelu", "gated"])
+
+
+@FORMS
+def test_saelens_loads_the_folder_and_encodes_and_decodes_identically(form: str, tmp_path: Path) -> None:
+    weights = write(tmp_path / "toy", of_form(form))
+    loaded, card = load_sae(tmp_path / "toy")
     theirs = SAE.load_from_disk(tmp_path / "toy")
     x = torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         latents = theirs.encode(x)
         assert torch.equal(latents, encode(weights, x))
+        assert torch.equal(latents, encode(loaded, x))
         assert torch.equal(theirs.decode(latents), decode(weights, latents))
     assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+    assert (card.form, loaded.form, card.k) == (form, form, 3 if form == "topk" else None)
 
 
 def test_encode_and_decode_by_hand() -> None:
@@ -80,8 +104,26 @@ def test_encode_and_decode_by_hand() -> None:
     assert decode(weights, latents).tolist() == [[1.0, 4.5]]
 
 
-def test_a_folded_scale_gives_the_training_time_forward_on_raw_activations() -> None:
-    weights, scale = random_weights(), 0.0123
+def test_the_other_forms_by_hand() -> None:
+    # One channel, b_dec = 1, W_enc = (1, 2, -1), b_enc = (0, -1, 0): x = 3 has pre = (2, 3, -2).
+    plain = SAEWeights(
+        W_enc=torch.tensor([[1.0, 2.0, -1.0]]),
+        b_enc=torch.tensor([0.0, -1.0, 0.0]),
+        W_dec=torch.ones(3, 1),
+        b_dec=torch.tensor([1.0]),
+    )
+    x = torch.tensor([[3.0]])
+    assert encode(replace(plain, k=1), x).tolist() == [[0.0, 3.0, 0.0]]
+    assert encode(replace(plain, k=3), x).tolist() == [[2.0, 3.0, 0.0]]  # the third is chosen, but negative
+    assert encode(replace(plain, threshold=torch.tensor([2.0, 2.0, 0.0])), x).tolist() == [[0.0, 3.0, 0.0]]
+    # gate as pre; magnitude relu(e^r (x - b_dec) W_enc + b_mag) with e^r = 2: (4 - 1, 8 + 1, closed)
+    gated = replace(plain, r_mag=torch.full((3,), 2.0).log(), b_mag=torch.tensor([-1.0, 1.0, 9.0]))
+    torch.testing.assert_close(encode(gated, x), torch.tensor([[3.0, 9.0, 0.0]]))
+
+
+@FORMS
+def test_a_folded_scale_gives_the_training_time_forward_on_raw_activations(form: str) -> None:
+    weights, scale = of_form(form), 0.0123
     raw = 80.0 * torch.randn(100, D_MODEL, dtype=torch.float32, generator=torch.Generator().manual_seed(4))
     folded = fold_scale(weights, scale)
     torch.testing.assert_close(encode(folded, raw), encode(weights, raw * scale) / scale, rtol=1e-4, atol=1e-3)

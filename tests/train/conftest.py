@@ -11,7 +11,7 @@ import torch
 from store.layout import SPLITS
 from store.manifest import CacheSpec, ModelIdentity, ShardSums
 from store.writer import CacheWriter
-from train.config import VARIANTS, TrainConfig, VariantConfig
+from train.config import VARIANTS, TrainConfig, VariantConfig, VariantSettings, resolve
 
 HOOK = "blocks.1.hook_resid_post"
 D_MODEL = 16
@@ -74,6 +74,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SETTINGS: dict[str, Any] = {
     "hook": HOOK,
+    "architecture": {"kind": "relu"},
     "d_sae": 24,
     "batch_rows": 64,
     "num_epochs": 2,
@@ -84,8 +85,13 @@ SETTINGS: dict[str, Any] = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
     "adam_eps": 1.0e-8,
+    "gradient_clip": None,
     "l1": 0.5,
+    "sparsity_warm_up_fraction": 0.0,
+    "decoder_norm": "unit",
+    "dead_latents": {"kind": "none"},
     "seed": 0,
+    "penalty": {"kind": "gram"},
     "penalty_scale": "sum",
     "lambda_regularizer": 0.1,
     "lambda_lr": None,
@@ -108,6 +114,17 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.fixture
+def resolved() -> Callable[..., VariantSettings]:
+    """Every setting of one variant: resolved(lam={...}, l1=...), lambda 0 where it is not given."""
+
+    def make(lam: dict[str, Any] | None = None, **changes: Any) -> VariantSettings:  # noqa: ANN401
+        variant = VariantConfig.model_validate({"lambda": lam or {"kind": "fixed", "value": 0.0}})
+        return resolve(TrainConfig.model_validate({**SETTINGS, **changes}), variant)
+
+    return make
+
+
+@pytest.fixture
 def section() -> dict[str, Any]:
     """The `variants` section with the five variants of the study, to be changed by the test."""
     return dict(FIVE)
@@ -123,17 +140,20 @@ def five() -> dict[str, VariantConfig]:
 def train_files(cache_folder: Path, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
     """Runs the stage into tmp_path/models and returns every file's bytes by path."""
     from train.run import run
+    from train.task import How
 
     def train(
         variants: dict[str, VariantConfig],
         *,
         reuse: bool = False,
+        how: How | None = None,
+        budget_bytes: int | None = None,
         **changes: Any,  # noqa: ANN401 - settings of every type
     ) -> dict[str, bytes]:
         config = TrainConfig.model_validate({**SETTINGS, **changes})
         run(
             config, variants, cache_folder=cache_folder, output=tmp_path / "models", scratch=tmp_path / "scratch",
-            device="cpu", num_threads=1, reuse=reuse,
+            how=how or How(device="cpu", num_threads=1), reuse=reuse, budget_bytes=budget_bytes,
         )  # fmt: skip
         return files_below(tmp_path / "models")
 

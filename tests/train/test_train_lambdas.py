@@ -1,36 +1,54 @@
 """Controllers of lambda, on toys whose answers follow by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from train.config import LAMBDA_FLOOR, VARIANTS
+from train.config import TrainConfig, VariantConfig, resolve
+from train.controllers import Lambdas
 from train.lambdas import (
-    Lambdas,
+    DUAL_RANGE,
+    LAMBDA_FLOOR,
     default_lambda_lr,
+    dual_lambda_step,
     judge_lambda,
     lambda_of_log,
     lambda_residual,
+    least_coherence,
     literal_lambda_step,
     log_lambda_step,
-    scheduled_lambda,
 )
 
 C = 0.1
 
 
-def controllers(kinds: list[dict[str, object]], num_steps: int, lr: float = 3e-4) -> Lambdas:
-    variants = VARIANTS.validate_python({f"v{index}": {"lambda": kind} for index, kind in enumerate(kinds)})
-    return Lambdas(
-        [variant.schedule for variant in variants.values()],
-        num_steps=num_steps,
-        regularizer=C,
-        log_rate=default_lambda_lr(num_steps),
-        model_lrs=torch.full((len(kinds),), lr, dtype=torch.float64),
-        model_betas=(0.9, 0.999),
-        model_eps=1e-8,
-    )
+@pytest.fixture(autouse=True)
+def train(settings: dict[str, Any]) -> None:
+    """The `train` section that the variants below are resolved with: lr 3e-4, c 0.1, 24 latents."""
+    Shared.train = TrainConfig.model_validate({**settings, "lr": 3e-4})
+
+
+class Shared:
+    """What the helper takes from the fixture."""
+
+    train: TrainConfig
+
+
+def controllers(kinds: list[dict[str, Any]], num_steps: int) -> Lambdas:
+    variants = [resolve(Shared.train, VariantConfig.model_validate({"lambda": kind})) for kind in kinds]
+    return Lambdas(variants, num_steps=num_steps, device=torch.device("cpu"))
+
+
+def column(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
+
+
+def values(kind: dict[str, Any], num_steps: int) -> list[float]:
+    bank = controllers([kind], num_steps)
+    return [float(bank.at(step)) for step in range(num_steps)]
 
 
 def descend(start: float, penalty: float, num_steps: int) -> list[float]:
@@ -38,7 +56,7 @@ def descend(start: float, penalty: float, num_steps: int) -> list[float]:
     bank = controllers([{"kind": "learned", "start": start}], num_steps)
     values = []
     for step in range(num_steps):
-        bank.update(torch.tensor([penalty]), step=step, lr_factor=1.0)
+        bank.update(torch.tensor([penalty]), step=step, lr_factors=[1.0])
         values.append(float(bank.at(step)))
     return values
 
@@ -55,8 +73,54 @@ def test_a_linear_lambda_starts_at_start_and_ends_at_end_with_the_middle_between
 
 
 def test_a_linear_lambda_of_a_run_of_one_step_is_its_start() -> None:
-    (variant,) = VARIANTS.validate_python({"v": {"lambda": {"kind": "linear", "start": 2.0, "end": 3.0}}}).values()
-    assert scheduled_lambda(variant.schedule, 0, num_steps=1) == 2.0
+    assert values({"kind": "linear", "start": 2.0, "end": 3.0}, 1) == [2.0]
+
+
+def test_a_cosine_lambda_is_flat_at_both_ends() -> None:
+    # 0 -> 4 over 5 steps, 4 (1 - cos(pi p)) / 2 with p = 0, 1/4 ...: 0, 2 - sqrt(2), 2, 2 + sqrt(2), 4
+    got = values({"kind": "cosine", "start": 0.0, "end": 4.0}, 5)
+    assert got == pytest.approx([0.0, 2.0 - math.sqrt(2.0), 2.0, 2.0 + math.sqrt(2.0), 4.0], abs=1e-12)
+
+
+def test_an_exponential_lambda_is_multiplied_by_the_same_factor_each_step() -> None:
+    assert values({"kind": "exponential", "start": 0.1, "end": 10.0}, 5) == pytest.approx(
+        [0.1, 0.1 * math.sqrt(10.0), 1.0, math.sqrt(10.0), 10.0]
+    )
+
+
+def test_a_piecewise_lambda_runs_through_its_points_and_is_level_outside() -> None:
+    # 9 steps are at eighths: level to 1/4, up from 1 to 3 until 1/2, down to 0 at 3/4, level
+    points = [[0.25, 1.0], [0.5, 3.0], [0.75, 0.0]]
+    got = values({"kind": "piecewise", "points": points}, 9)
+    assert got == pytest.approx([1.0, 1.0, 1.0, 2.0, 3.0, 1.5, 0.0, 0.0, 0.0])
+
+
+def test_a_dual_lambda_rises_while_the_decoder_is_too_coherent_and_falls_after() -> None:
+    # 24 latents: P = 24 * 23 * coherence. At twice the target lambda is multiplied by exp(0.1 (2 - 1)).
+    bank = controllers([{"kind": "dual", "start": 0.5, "target": 0.02, "rate": 0.1}], 10)
+    bank.update(torch.tensor([24 * 23 * 0.04]), step=0, lr_factors=[1.0])
+    assert float(bank.at(1)) == pytest.approx(0.5 * math.exp(0.1), rel=1e-6)
+    bank.update(torch.tensor([24 * 23 * 0.01]), step=1, lr_factors=[1.0])
+    assert float(bank.at(2)) == pytest.approx(0.5 * math.exp(0.1 - 0.05), rel=1e-6)
+
+
+def test_a_dual_lambda_measures_coherence_whatever_the_scale_of_the_penalty() -> None:
+    Shared.train = Shared.train.model_copy(update={"penalty_scale": "per_latent"})
+    bank = controllers([{"kind": "dual", "start": 0.5, "target": 0.02, "rate": 0.1}], 10)
+    bank.update(torch.tensor([23 * 0.04]), step=0, lr_factors=[1.0])
+    assert float(bank.at(1)) == pytest.approx(0.5 * math.exp(0.1), rel=1e-6)
+
+
+def test_a_dual_lambda_cannot_overflow_on_a_target_that_is_never_reached() -> None:
+    s = dual_lambda_step(column(0.0), column(1.0), target=column(1e-6), rate=column(1.0))
+    assert float(s.exp()) == pytest.approx(DUAL_RANGE[1])
+
+
+def test_the_least_coherence_is_that_of_a_tight_frame() -> None:
+    # 3 directions in the plane at 120 degrees: cosines -1/2, mean square 1/4 = (3 - 2) / (2 * 2)
+    assert least_coherence(3, 2) == 0.25
+    assert least_coherence(8, 8) == 0.0
+    assert least_coherence(4, 8) == 0.0
 
 
 @pytest.mark.parametrize("start", [10.0, 1.0, 1e-3])
@@ -86,10 +150,10 @@ def test_the_floor_is_reached_exactly_when_p_exceeds_1381_and_only_then() -> Non
 def test_lambda_leaves_the_floor_again_when_p_becomes_small() -> None:
     bank = controllers([{"kind": "learned", "start": 1.0}], 1000)
     for step in range(500):
-        bank.update(torch.tensor([1e4]), step=step, lr_factor=1.0)
+        bank.update(torch.tensor([1e4]), step=step, lr_factors=[1.0])
     assert float(bank.at(499)) == LAMBDA_FLOOR
     for step in range(500, 1000):
-        bank.update(torch.tensor([4.60517]), step=step, lr_factor=1.0)
+        bank.update(torch.tensor([4.60517]), step=step, lr_factors=[1.0])
     assert float(bank.at(999)) == pytest.approx(0.1, rel=1e-4)
 
 
@@ -114,7 +178,7 @@ def test_the_first_log_step_moves_by_the_rate_against_the_gradient() -> None:
     # s = 0, P = 1000, rate 0.01: gradient 1000, direction 1000 / (1000 + 0.2), s = -0.01 * 0.99980004
     zero = torch.zeros(1, dtype=torch.float64)
     s, _, second = log_lambda_step(
-        zero, torch.tensor([1000.0], dtype=torch.float64), zero, zero, count=1, regularizer=C, rate=0.01
+        zero, torch.tensor([1000.0], dtype=torch.float64), zero, zero, count=1, regularizer=column(C), rate=column(0.01)
     )
     assert float(s) == pytest.approx(-0.01 * 1000.0 / 1000.2, rel=1e-12)
     assert float(second) == pytest.approx((1.0 - math.exp(-0.08)) * 1e6, rel=1e-12)
@@ -125,13 +189,31 @@ def test_the_literal_step_descends_on_lambda_at_the_models_rate_and_clamps() -> 
     one = torch.ones(1, dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.float64)
     lam, first, _ = literal_lambda_step(
-        0.5 * one, 2.0 * one, zero, zero, count=1, regularizer=C, rate=0.1 * one, betas=(0.9, 0.999), eps=1e-12
+        0.5 * one,
+        2.0 * one,
+        zero,
+        zero,
+        count=1,
+        regularizer=column(C),
+        rate=0.1 * one,
+        beta1=0.9 * one,
+        beta2=0.999 * one,
+        eps=1e-12 * one,
     )
     assert float(lam) == pytest.approx(0.4, abs=1e-9)
     assert float(first) == pytest.approx(0.1 * (2.0 + 0.2 * math.log(0.5) / 0.5), rel=1e-12)
     # lambda 0.05, P = 20: gradient 20 - 11.98 > 0, so 0.05 - 0.1 < 0 is clamped
     lam, _, _ = literal_lambda_step(
-        0.05 * one, 20.0 * one, zero, zero, count=1, regularizer=C, rate=0.1 * one, betas=(0.9, 0.999), eps=1e-12
+        0.05 * one,
+        20.0 * one,
+        zero,
+        zero,
+        count=1,
+        regularizer=column(C),
+        rate=0.1 * one,
+        beta1=0.9 * one,
+        beta2=0.999 * one,
+        eps=1e-12 * one,
     )
     assert float(lam) == LAMBDA_FLOOR
 
@@ -139,31 +221,32 @@ def test_the_literal_step_descends_on_lambda_at_the_models_rate_and_clamps() -> 
 def test_at_the_models_rate_a_literal_lambda_hardly_moves_in_a_short_run() -> None:
     bank = controllers([{"kind": "learned", "start": 10.0, "parametrisation": "literal"}], 300)
     for step in range(300):
-        bank.update(torch.tensor([500.0]), step=step, lr_factor=1.0)
+        bank.update(torch.tensor([500.0]), step=step, lr_factors=[1.0])
     assert float(bank.at(299)) == pytest.approx(10.0 - 300 * 3e-4, rel=1e-3)
 
 
 def test_variants_side_by_side_do_not_touch_each_other() -> None:
-    kinds: list[dict[str, object]] = [
+    kinds: list[dict[str, Any]] = [
         {"kind": "fixed", "value": 0.0},
         {"kind": "learned", "start": 10.0},
         {"kind": "linear", "start": 0.1, "end": 10.0},
         {"kind": "learned", "start": 1.0, "parametrisation": "literal"},
+        {"kind": "dual", "start": 1.0, "target": 0.01, "rate": 0.1},
     ]
     together = controllers(kinds, 50)
     alone = [controllers([kind], 50) for kind in kinds]
-    penalty = torch.tensor([3.0, 20.0, 5.0, 8.0])
+    penalty = torch.tensor([3.0, 20.0, 5.0, 8.0, 7.0])
     for step in range(50):
         assert together.at(step).tolist() == [float(bank.at(step)) for bank in alone]
-        together.update(penalty, step=step, lr_factor=0.5)
+        together.update(penalty, step=step, lr_factors=[0.5] * 5)
         for index, bank in enumerate(alone):
-            bank.update(penalty[index : index + 1], step=step, lr_factor=0.5)
-    assert together.penalised == [1, 2, 3]
+            bank.update(penalty[index : index + 1], step=step, lr_factors=[0.5])
+    assert together.penalised == [1, 2, 3, 4]
 
 
 def test_the_floor_in_logarithms_is_the_floor_exactly() -> None:
-    s = torch.tensor([math.log(LAMBDA_FLOOR), -9.0, 0.0], dtype=torch.float64)
-    assert lambda_of_log(s).tolist() == [LAMBDA_FLOOR, LAMBDA_FLOOR, 1.0]
+    s = torch.tensor([math.log(LAMBDA_FLOOR), 0.0], dtype=torch.float64)
+    assert lambda_of_log(s).tolist() == [LAMBDA_FLOOR, 1.0]
 
 
 @pytest.mark.parametrize(

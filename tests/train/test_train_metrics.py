@@ -11,8 +11,8 @@ from train.metrics import (
     AVERAGED_RECORDS,
     COLUMNS,
     averaged_tail,
+    diverged,
     explained_variance,
-    first_divergence,
     log_lambda_range,
     log_lines,
     mean_max_cosine,
@@ -63,9 +63,10 @@ def test_a_log_line_has_whole_counts_and_leaves_out_what_does_not_apply() -> Non
     assert set(COLUMNS) - set(line) == {"mean_max_cosine"}
 
 
-def test_the_first_variant_that_diverged_is_named() -> None:
-    assert first_divergence(record(1.0, math.inf, math.nan), ["a", "b", "c"]) == "b"
-    assert first_divergence(record(1.0, 2.0), ["a", "b"]) is None
+def test_the_variants_that_diverged_are_told_frozen_ones_aside() -> None:
+    assert diverged(record(1.0, math.inf, math.nan), [False, False, False]) == [1, 2]
+    assert diverged(record(1.0, math.inf, math.nan), [False, False, True]) == [1]
+    assert diverged(record(1.0, 2.0), [False, False]) == []
 
 
 def test_the_card_averages_the_noisy_columns_over_the_last_records() -> None:

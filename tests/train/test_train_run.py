@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from store.errors import Busy, IncompleteCache
+from store.errors import Busy, DamagedFile, IncompleteCache
 from store.reader import ActivationCache
 from store.sae import decode, encode, load_sae, read_log
 from train.checkpoint import load_checkpoint
 from train.config import VARIANTS, TrainConfig, VariantConfig
+from train.engine import group_bytes
 from train.run import run
+from train.task import How
+from train.variants import resolve_variants
 
 Train = Callable[..., dict[str, bytes]]
 HOOK = "blocks.1.hook_resid_post"
@@ -31,10 +36,11 @@ import json, sys
 from pathlib import Path
 from train.config import VARIANTS, TrainConfig
 from train.run import run
+from train.task import How
 cache, folder, settings, variants, every = json.loads(sys.argv[1])
 run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache_folder=Path(cache),
-    output=Path(folder) / "models", scratch=Path(folder) / "scratch", device="cpu", num_threads=1, reuse=False,
-    checkpoint_every_seconds=every)
+    output=Path(folder) / "models", scratch=Path(folder) / "scratch", reuse=False,
+    how=How(device="cpu", num_threads=1, checkpoint_every_seconds=every))
 """
 
 
@@ -49,11 +55,12 @@ def start(
         return subprocess.Popen([sys.executable, "-c", PROGRAM, arguments], stderr=stderr, env=environment)
 
 
-def wait_for_checkpoint(process: "subprocess.Popen[bytes]", folder: Path) -> Path:
+def wait_for_checkpoint(process: "subprocess.Popen[bytes]", folder: Path, *, after_step: int = 0) -> Path:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        for found in (folder / "scratch").glob("checkpoint-*.safetensors"):
-            return found
+        for found in (folder / "scratch").glob("tasks/*/checkpoint-*.safetensors"):
+            if int(found.stem.removeprefix("checkpoint-")) > after_step:
+                return found
         time.sleep(0.005)
     raise AssertionError(f"no checkpoint appeared: {(folder / 'stderr').read_text()}")
 
@@ -62,7 +69,7 @@ def wait_for_checkpoint(process: "subprocess.Popen[bytes]", folder: Path) -> Pat
 def checkpoint(cache_folder: Path, tmp_path: Path, settings: dict[str, Any], five: dict[str, VariantConfig]) -> Path:
     """What is left in the scratch folder of a training that failed while it wrote its artefacts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.run.save_group", None)
+        patch.setattr("train.task.save_group", None)
         with pytest.raises(TypeError):
             run(
                 TrainConfig.model_validate(settings),
@@ -70,13 +77,10 @@ def checkpoint(cache_folder: Path, tmp_path: Path, settings: dict[str, Any], fiv
                 cache_folder=cache_folder,
                 output=tmp_path / "models",
                 scratch=tmp_path / "scratch",
-                device="cpu",
-                num_threads=1,
+                how=How(device="cpu", num_threads=1, checkpoint_every_seconds=0.0),
                 reuse=False,
-                checkpoint_every_seconds=0.0,
             )
-    (found,) = (tmp_path / "scratch").glob("checkpoint-*.safetensors")
-    return found
+    return sorted((tmp_path / "scratch").glob("tasks/*/checkpoint-*.safetensors"))[-1]
 
 
 def checkpoint_head(path: Path) -> dict[str, Any]:
@@ -102,12 +106,9 @@ def test_every_variant_leaves_a_complete_artefact(
         2048,
         24,
     )
-    assert card.variant == {
-        "lambda": {"kind": "learned", "start": 1.0, "parametrisation": "log"},
-        "l1": 0.5,
-        "lr": 3e-3,
-        "seed": 0,
-    }
+    assert card.variant["lambda"] == {"kind": "learned", "start": 1.0, "parametrisation": "log"}
+    assert (card.variant["l1"], card.variant["lr"], card.variant["seed"]) == (0.5, 3e-3, 0)
+    assert (card.train["batch_rows"], card.train["seed"]) == (64, 0)
     assert card.final["lambda_state"] in ("on its curve", "on the floor", "still moving")
     torch.testing.assert_close(weights.W_dec.norm(dim=1), torch.ones(24), rtol=0, atol=1e-6)
 
@@ -120,10 +121,11 @@ def test_a_log_line_holds_terms_that_add_up(train_files: Train, five: dict[str, 
         assert [line["rows"] for line in lines][-1] == NUM_STEPS * 64
         for line in lines:
             lam = line["lambda"]
-            loss = line["mse"] + line["l1_term"] + lam * line["penalty"]
+            loss = line["mse"] + line["sparsity_term"] + line["auxiliary_term"] + lam * line["scaled_penalty"]
+            assert line["scaled_penalty"] == pytest.approx(line["penalty"], rel=1e-5)  # penalty_scale is `sum`
             if name.startswith("adaptive"):
                 loss += 0.1 * math.log(lam) ** 2
-                residual = lam * line["penalty"] + 0.2 * math.log(lam)
+                residual = lam * line["scaled_penalty"] + 0.2 * math.log(lam)
                 assert line["lambda_residual"] == pytest.approx(residual, rel=1e-9, abs=1e-9)
             else:
                 assert "lambda_residual" not in line
@@ -223,26 +225,30 @@ def test_dead_latents_are_those_that_have_not_fired_for_long(
 
 
 def test_a_killed_training_continues_to_the_same_bytes(
-    cache_folder: Path,
-    tmp_path: Path,
-    settings: dict[str, Any],
-    section: dict[str, Any],
-    five: dict[str, VariantConfig],
-    train_files: Train,
-    files_of: Callable[[Path], dict[str, bytes]],
-) -> None:
+    cache_folder: Path, tmp_path: Path, settings: dict[str, Any], section: dict[str, Any], train_files: Train,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    # One of the variants diverges before the kill, and there is another amount of memory after it.
     settings["num_epochs"] = 12
-    folder = tmp_path / "killed"
-    killed = start(cache_folder, folder, settings, section, 0.0)
-    found = wait_for_checkpoint(killed, folder)
-    time.sleep(0.1)
+    section["wild"] = {**section["baseline"], "lr": 1e30}
+    killed = start(cache_folder, tmp_path, settings, section, 0.0)
+    found = wait_for_checkpoint(killed, tmp_path, after_step=20)
     killed.send_signal(signal.SIGKILL)
     killed.wait(timeout=60)
-    assert 0 < checkpoint_head(found)["num_steps_done"] < 12 * 16
-    assert not (folder / "models").exists()
-    assert start(cache_folder, folder, settings, section, 1e9).wait(timeout=120) == 0
-    assert "train: continues after step" in (folder / "stderr").read_text()
-    assert files_of(folder / "models") == train_files(five, num_epochs=12)
+    assert 20 <= checkpoint_head(max(found.parent.glob("checkpoint-*.safetensors")))["num_steps_done"] < 12 * 16
+    assert not (tmp_path / "models").exists()
+
+    # What it had logged by then could be read.
+    lines = [json.loads(line) for line in (found.parent / "metrics.jsonl").read_text().splitlines()]
+    assert {(line["step"], line["variant"]) for line in lines} >= {(s, "adaptive") for s in (0, 5, 10, 15, 20)}
+    assert {line["variant"] for line in lines if line["step"] >= 5} == set(section) - {"wild"}
+
+    variants = VARIANTS.validate_python(section)
+    continued = train_files(variants, num_epochs=12, budget_bytes=1)
+    err = capsys.readouterr().err
+    assert "6 variants in 1 group of 6; 1 pass over the data" in err  # as it began
+    assert "train: continues after step" in err
+    assert continued == train_files(variants, num_epochs=12)
 
 
 def test_sigterm_saves_and_exits_with_a_message(
@@ -257,7 +263,7 @@ def test_sigterm_saves_and_exits_with_a_message(
     assert "train: stopped by SIGTERM after step" in stderr
     assert "Run the same command again to continue" in stderr
     assert "Traceback" not in stderr
-    assert checkpoint_head(found)["position"]["epoch"] < 40
+    assert checkpoint_head(max(found.parent.glob("checkpoint-*.safetensors")))["position"]["epoch"] < 40
 
 
 def test_only_a_changed_variant_is_trained_again(
@@ -280,17 +286,31 @@ def test_nothing_is_trained_when_nothing_changed(
     train_files: Train, five: dict[str, VariantConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train_files(five)
-    monkeypatch.setattr("train.run.train_to_end", None)
+    monkeypatch.setattr("train.task.train_to_end", None)
     assert train_files(five, reuse=True) == before
 
 
-def test_a_removed_variant_goes_and_a_renamed_one_is_trained_under_its_name(
-    train_files: Train, five: dict[str, VariantConfig], tmp_path: Path
+def test_a_removed_variant_goes_and_a_renamed_one_is_not_trained_again(
+    train_files: Train, five: dict[str, VariantConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_files(five)
+    before = train_files(five)
+    monkeypatch.setattr("train.task.train_to_end", None)
     after = train_files({"adaptive": five["adaptive"], "renamed": five["baseline"]}, reuse=True)
     assert {path.split("/")[0] for path in after} == {"adaptive", "renamed"}
     assert load_sae(tmp_path / "models" / "renamed")[1].name == "renamed"
+    assert json.loads(after["renamed/cfg.json"])["metadata"]["variant"] == "renamed"
+    for file in ("sae_weights.safetensors", "log.jsonl"):
+        assert after[f"renamed/{file}"] == before[f"baseline/{file}"]
+    assert json.loads(after["renamed/card.json"]) == {**json.loads(before["baseline/card.json"]), "name": "renamed"}
+
+
+def test_variants_that_differ_in_name_alone_are_trained_once(
+    train_files: Train, section: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = train_files(VARIANTS.validate_python({"a": section["fixed-1"], "b": section["fixed-1"]}))
+    assert "train: 1 variants in 1 group of 1" in capsys.readouterr().err
+    assert files["a/sae_weights.safetensors"] == files["b/sae_weights.safetensors"]
+    assert [json.loads(files[f"{name}/card.json"])["name"] for name in "ab"] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -329,8 +349,8 @@ def test_a_damaged_earlier_artefact_is_trained_again(
         load_sae(tmp_path / "models" / name)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign"])
-def test_an_unusable_checkpoint_is_named_and_ignored(
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_continues(
     checkpoint: Path,
     damage: str,
     train_files: Train,
@@ -342,14 +362,33 @@ def test_an_unusable_checkpoint_is_named_and_ignored(
         checkpoint.write_bytes(data[: len(data) // 2])
     elif damage == "flip":
         checkpoint.write_bytes(data[:-9] + bytes([data[-9] ^ 255]) + data[-8:])
-    else:
+    elif damage == "foreign":
         checkpoint.write_bytes(data.replace(checkpoint_head(checkpoint)["key"].encode(), b"0" * 64))
+    else:
+        checkpoint.write_bytes(b"")
     capsys.readouterr()
     after = train_files(five)
     err = capsys.readouterr().err
-    assert "It is ignored and training starts from the beginning" in err
-    assert str(checkpoint) in err
+    assert f"{checkpoint}" in err
+    assert "It is passed over; the checkpoint before it is tried" in err
+    assert "train: continues after step 31 of a stopped training" in err
     assert after == train_files(five)
+
+
+def test_without_any_sound_checkpoint_training_starts_from_the_beginning(
+    checkpoint: Path, train_files: Train, five: dict[str, VariantConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in checkpoint.parent.glob("checkpoint-*"):
+        path.write_bytes(b"no checkpoint")
+    capsys.readouterr()
+    after = train_files(five)
+    assert "continues after step" not in capsys.readouterr().err
+    assert after == train_files(five)
+
+
+def test_the_last_two_checkpoints_are_kept(checkpoint: Path) -> None:
+    names = sorted(path.name for path in checkpoint.parent.glob("checkpoint-*"))
+    assert names == ["checkpoint-000000000031.safetensors", "checkpoint-000000000032.safetensors"]
 
 
 def test_a_training_that_had_only_its_artefacts_to_write_writes_them(
@@ -358,7 +397,7 @@ def test_a_training_that_had_only_its_artefacts_to_write_writes_them(
     assert checkpoint_head(checkpoint)["num_steps_done"] == NUM_STEPS
     after = train_files(five)
     assert "train: continues after step 32 of a stopped training" in capsys.readouterr().err
-    assert not checkpoint.exists()
+    assert not checkpoint.parent.exists()
     assert after == train_files(five)
 
 
@@ -376,19 +415,103 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(
     monkeypatch.setattr("train.loop.save_checkpoint", full)
     run(
         TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "models",
-        scratch=tmp_path / "scratch", device="cpu", num_threads=1, reuse=False, checkpoint_every_seconds=0.0,
+        scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1, checkpoint_every_seconds=0.0), reuse=False,
     )  # fmt: skip
     assert "train: no checkpoint after step 1: [Errno 28] No space left on device" in capsys.readouterr().err
     assert (tmp_path / "models" / "baseline" / "card.json").is_file()
 
 
-def test_a_diverging_variant_stops_the_run_with_its_name(
+def test_a_variant_that_diverges_is_marked_and_the_others_end_as_without_it(
+    train_files: Train, tmp_path: Path, section: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = {"calm": {**section["fixed-1"], "lr": 1e-3}, "wild": {**section["fixed-1"], "lr": 1e30}}
+    with_wild = train_files(VARIANTS.validate_python(two))
+    err = capsys.readouterr().err
+    assert "train: wild diverged at step 5: its loss or weights are not finite. It is not trained further" in err
+    card = load_sae(tmp_path / "models" / "wild")[1]  # its weights are finite: what was not is 0
+    assert card.final == {"diverged_at_step": 5}
+    assert card.num_training_rows == 6 * 64
+    assert [line["step"] for line in read_log(tmp_path / "models" / "wild")] == [0]
+    assert "diverged_at_step" not in load_sae(tmp_path / "models" / "calm")[1].final
+
+    # The same group with a second variant that does not diverge: products of the same shapes.
+    two["wild"] = {**section["fixed-1"], "lr": 1e-4}
+    without = train_files(VARIANTS.validate_python(two))
+    assert all(with_wild[path] == without[path] for path in with_wild if path.startswith("calm/"))
+
+
+def test_a_diverged_variant_is_known_again_and_not_trained_again(
+    train_files: Train, section: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = VARIANTS.validate_python({"calm": section["baseline"], "wild": {**section["baseline"], "lr": 1e30}})
+    before = train_files(two)
+    monkeypatch.setattr("train.task.train_to_end", None)
+    assert train_files(two, reuse=True) == before
+
+
+def test_nothing_is_put_in_place_where_all_variants_diverged(
     train_files: Train, tmp_path: Path, section: dict[str, Any]
 ) -> None:
-    two = {"calm": section["baseline"], "wild": {**section["baseline"], "lr": 1e30}}
-    with pytest.raises(ValueError, match=r"(?s)finite loss.*variant 'wild' at step \d+.*Lower its lr, l1 or lambda"):
-        train_files(VARIANTS.validate_python(two))
+    wild = VARIANTS.validate_python({"wild": {**section["baseline"], "lr": 1e30}})
+    with pytest.raises(ValueError, match=r"all diverged: wild at step \d+\. Lower lr, l1 or lambda"):
+        train_files(wild)
     assert not (tmp_path / "models").exists()
+
+
+def test_a_damaged_cache_stops_with_the_shards_name_and_continues_once_it_is_whole(
+    cache_folder: Path, tmp_path: Path, five: dict[str, VariantConfig], settings: dict[str, Any],
+    capsys: pytest.CaptureFixture[str], train_files: Train, files_of: Callable[[Path], dict[str, bytes]],
+) -> None:  # fmt: skip
+    cache = tmp_path / "cache"
+    shutil.copytree(cache_folder, cache)
+    shard = cache / HOOK / "c" / "1" / "0"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+
+    def attempt() -> None:
+        run(
+            TrainConfig.model_validate(settings), five, cache_folder=cache, output=tmp_path / "there",
+            scratch=tmp_path / "scratch-there", how=How(device="cpu", num_threads=1), reuse=False,
+        )  # fmt: skip
+
+    with pytest.raises(DamagedFile, match=rf"chunk \d+ of {re.escape(str(shard))}"):
+        attempt()
+    shard.write_bytes(whole)
+    capsys.readouterr()
+    attempt()
+    assert re.search(r"train: continues after step \d+ of a stopped training", capsys.readouterr().err)
+    assert files_of(tmp_path / "there") == train_files(five)
+
+
+def test_groups_that_do_not_fit_together_are_trained_in_several_passes(
+    train_files: Train, five: dict[str, VariantConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any],
+) -> None:  # fmt: skip
+    train_files(five)
+    together = {name: read_log(tmp_path / "models" / name) for name in five}
+    resolved = resolve_variants(TrainConfig.model_validate(settings), five, cache_digest="any")
+    two = group_bytes([each.settings for each in resolved[:2]], d_model=16, batch_rows=64, device=torch.device("cpu"))
+    capsys.readouterr()
+    train_files(five, budget_bytes=two)
+    assert "5 variants in 3 groups of 2, 2, 1; 3 passes over the data" in capsys.readouterr().err
+    for name in five:
+        apart = read_log(tmp_path / "models" / name)
+        assert [line["rows"] for line in apart] == [line["rows"] for line in together[name]]
+        assert apart[-1]["mse"] == pytest.approx(
+            together[name][-1]["mse"], rel=1e-3
+        )  # the same batches in the same order
+
+
+def test_groups_of_two_shapes_are_stepped_through_each_batch_of_one_pass(
+    train_files: Train, section: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = {**section["baseline"], "d_sae": 40}
+    train_files(VARIANTS.validate_python({"narrow": section["baseline"], "wide": wide}))
+    assert "2 variants in 2 groups of 1, 1; 1 pass over the data" in capsys.readouterr().err
+    both = {name: read_log(tmp_path / "models" / name) for name in ("narrow", "wide")}
+    assert load_sae(tmp_path / "models" / "wide")[1].d_sae == 40
+    train_files(VARIANTS.validate_python({"wide": wide}))
+    assert read_log(tmp_path / "models" / "wide") == both["wide"]  # a group of the same shape: the same bits
 
 
 @pytest.mark.parametrize(
@@ -425,7 +548,7 @@ def test_a_cache_that_is_not_there_is_said_so(
     with pytest.raises(IncompleteCache, match="found no such folder"):
         run(
             TrainConfig.model_validate(settings), five, cache_folder=tmp_path / "nothing", output=tmp_path / "models",
-            scratch=tmp_path / "scratch", device="cpu", num_threads=1, reuse=False,
+            scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1), reuse=False,
         )  # fmt: skip
 
 
@@ -450,7 +573,7 @@ def test_other_activations_are_another_training(
     other = cache_at(tmp_path / "other", seed=1)
     run(
         TrainConfig.model_validate(settings), five, cache_folder=other, output=tmp_path / "models",
-        scratch=tmp_path / "scratch", device="cpu", num_threads=1, reuse=True,
+        scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1), reuse=True,
     )  # fmt: skip
     after = files_of(tmp_path / "models")
     assert all(before[path] != after[path] for path in before if path.endswith("card.json"))

@@ -1,0 +1,204 @@
+"""One pass over the data: what a single process trains, here or on a worker, from a cache folder to finished SAEs.
+
+A task is plain data, so that it can travel to another machine that sees the same folders.
+"""
+
+import functools
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from store.atomic import exclusive_lock, replace_folder
+from store.errors import MismatchedCache
+from store.manifest import Manifest
+from store.reader import ActivationCache, BatchStream, Position
+from store.record import digest
+from train.artefacts import save_group
+from train.batches import activation_scale
+from train.config import TrainConfig
+from train.group import make_group
+from train.interrupt import stop_on_signals
+from train.loop import Keeping, Running, train_to_end
+from train.telemetry import NOWHERE_ELSE, Telemetry, Watching, open_telemetry
+from train.variants import ResolvedVariant
+
+
+@dataclass(frozen=True)
+class How:
+    """What decides where and how a training is computed, and none of its results."""
+
+    device: str
+    """Of torch. On cuda products are bfloat16, weights and optimiser float32."""
+    num_threads: int
+    """Of torch's products, and of the decoding."""
+    checkpoint_every_seconds: float = 120.0
+    num_checkpoints: int = 2
+    """Checkpoints kept."""
+    watching: Watching = NOWHERE_ELSE
+
+
+@dataclass(frozen=True)
+class Task:
+    """Groups of variants that are trained in one pass."""
+
+    groups: tuple[tuple[ResolvedVariant, ...], ...]
+    config: TrainConfig
+    cache_folder: Path
+    cache_digest: str
+    scratch: Path
+    how: How
+    title: str = "train"
+    """Of the progress bar."""
+
+    @property
+    def key(self) -> str:
+        """Digest of all inputs; names are not among them."""
+        return digest([[variant.key for variant in group] for group in self.groups])
+
+    @property
+    def folder(self) -> Path:
+        """For its checkpoints and metrics."""
+        return self.scratch / "tasks" / self.key[:16]
+
+    @property
+    def variants(self) -> list[ResolvedVariant]:
+        return [variant for group in self.groups for variant in group]
+
+
+def stop_file(scratch: Path) -> Path:
+    """While it exists, tasks of this scratch folder stop, on whatever machine they run."""
+    return scratch / "stop"
+
+
+def trained_folder(scratch: Path) -> Path:
+    """Where finished SAEs wait until all of a run are finished: <task>/<variant>, a task's all at once."""
+    return scratch / "trained"
+
+
+def run_task(task: Task) -> str | None:
+    """Trains the task's groups to the end and leaves its SAEs in `trained_folder`; or says what stopped it.
+
+    Raises:
+        ValueError: the cache is not the one that the run was planned for, or is damaged (the error names the file).
+        Busy: another process trains the same.
+    """
+    torch.set_num_threads(task.how.num_threads)
+    cache = ActivationCache(task.cache_folder)
+    if cache.manifest.digest != task.cache_digest:
+        raise MismatchedCache(
+            f"expected the activation cache {task.cache_digest[:12]} in {task.cache_folder}, found "
+            f"{cache.manifest.digest[:12]}. It was replaced while the training ran, or this machine sees another folder"
+        )
+    config, plan = task.config, plan_run(task.config, cache.manifest)
+    with exclusive_lock(task.folder), stop_on_signals(stop_file(task.scratch)) as request:
+        running = [
+            Running(
+                make_group(
+                    [variant.settings for variant in group],
+                    num_steps=plan.num_steps,
+                    batch_rows=config.batch_rows,
+                    scale=plan.scale,
+                    mean=plan.mean,
+                    device=torch.device(task.how.device),
+                ),
+                [variant.name for variant in group],
+            )
+            for group in task.groups
+        ]
+        stopped = train_to_end(
+            running,
+            open_stream=functools.partial(cache_batches, cache, config, num_threads=task.how.num_threads),
+            num_steps=plan.num_steps,
+            batch_rows=config.batch_rows,
+            log_every_steps=config.log_every_steps,
+            keeping=Keeping(
+                task.folder,
+                key=task.key,
+                every_seconds=task.how.checkpoint_every_seconds,
+                num_kept=task.how.num_checkpoints,
+            ),
+            open_telemetry=functools.partial(_telemetry, task),
+            request=request,
+            title=task.title,
+        )
+        if stopped is None:
+            _save(task, running, plan=plan, manifest=cache.manifest)
+            if request.signal_name is not None:  # it came too late for this pass, and not for the next
+                stopped = f"stopped by {request.signal_name} after the last step of a pass"
+    return stopped
+
+
+def _telemetry(task: Task, first_step: int) -> Telemetry:
+    return open_telemetry(
+        task.folder,
+        task.how.watching,
+        settings={variant.name: variant.own for variant in task.variants},
+        keys={variant.name: variant.key for variant in task.variants},
+        first_step=first_step,
+    )
+
+
+def _save(task: Task, running: Sequence[Running], *, plan: "Plan", manifest: Manifest) -> None:
+    """Puts all SAEs of the task in place by one rename, so that a kill leaves all or none of them."""
+    unfinished = task.folder / "trained"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for each, group in zip(running, task.groups, strict=True):
+        save_group(
+            each,
+            variants=group,
+            manifest=manifest,
+            hook=task.config.hook,
+            scale=plan.scale,
+            num_steps=plan.num_steps,
+            batch_rows=task.config.batch_rows,
+            folder=unfinished,
+        )
+    replace_folder(unfinished, trained_folder(task.scratch) / task.key[:16])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run that follow from the settings and the cache."""
+
+    num_steps: int
+    scale: float
+    """What rows are multiplied with, so that E||x||^2 = d_model."""
+    mean: list[float]
+    """Of the raw training rows, (d_model,)."""
+
+
+def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
+    """Checks the settings against the cache and derives steps and scale; ValueError where they do not fit."""
+    if config.hook not in manifest.spec.hooks:
+        raise ValueError(
+            f"expected train.hook to be one of the cached hooks {', '.join(manifest.spec.hooks)}, got {config.hook}. "
+            "Choose one of them, or add it to harvest.hooks"
+        )
+    steps_per_epoch = manifest.num_rows // config.batch_rows
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"expected train.batch_rows of at most the {manifest.num_rows} rows of the cache, got {config.batch_rows}. "
+            "Lower it, or raise harvest.num_rows"
+        )
+    moments = manifest.moments[config.hook]
+    return Plan(
+        num_steps=steps_per_epoch * config.num_epochs,
+        scale=activation_scale(d_model=len(moments.mean), mean_squared_norm=moments.mean_squared_norm),
+        mean=list(moments.mean),
+    )
+
+
+def cache_batches(cache: ActivationCache, config: TrainConfig, start: Position, *, num_threads: int) -> BatchStream:
+    """The batches of the run from `start` on."""
+    return cache.batches(
+        config.hook,
+        batch_rows=config.batch_rows,
+        seed=config.seed,
+        start=start,
+        num_epochs=config.num_epochs,
+        pool_bytes=config.pool_bytes,
+        num_threads=num_threads,
+    )

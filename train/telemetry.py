@@ -1,0 +1,190 @@
+"""Where a running training can be watched: JSON lines, TensorBoard, Weights & Biases.
+
+None of it decides anything: the record that counts travels in the checkpoint and ends as the artefact's log.jsonl. A
+sink that cannot be written is named once and the training goes on.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from store.atomic import write_bytes
+from store.record import Record
+from train.tensorboard import EventFile
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Watching(Record):
+    """Where else to write the metrics of a running training."""
+
+    tensorboard: str | None = None
+    """A folder for TensorBoard's event files, one folder in it per variant."""
+    wandb: str | None = None
+    """A project of Weights & Biases; one run in it per variant. WANDB_MODE=offline needs no account."""
+
+
+NOWHERE_ELSE = Watching()
+
+
+class Sink(Protocol):
+    """Takes the log records of a training while it runs."""
+
+    def write(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        """The record of one step: fields by variant."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class JsonLines:
+    """One line per record and variant, whole lines only; what a killed training wrote past its checkpoint is cut."""
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            write_bytes(path, _lines_before(path, first_step))
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps({"variant": name, **line}) + "\n" for name, line in lines.items())
+        self._file.write(text.encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines_before(path: Path, first_step: int) -> bytes:
+    """The whole lines of steps before `first_step`."""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue  # half a line, from a machine that went down
+        if line.endswith(b"\n") and step < first_step:
+            kept.append(line)
+    return b"".join(kept)
+
+
+class TensorBoard:
+    """One folder of event files per variant."""
+
+    def __init__(self, folder: Path, names: Sequence[str], *, first_step: int) -> None:
+        self._files = {name: EventFile(folder / name, first_step=first_step) for name in names}
+
+    def write(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        for name, line in lines.items():
+            values = {key: float(value) for key, value in line.items() if key != "step"}
+            self._files[name].write(int(line["step"]), values)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+class WeightsAndBiases:
+    """One run per variant, named after it and identified by its key, so that a continued training continues it."""
+
+    def __init__(self, project: str, settings: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> None:
+        """`settings` and `keys` by variant."""
+        import wandb  # only here: it takes a second, and most runs do without
+
+        try:
+            self._runs = self._opened(wandb, project, settings, keys)
+        except wandb.errors.Error as error:
+            raise ValueError(
+                f"expected to open the Weights & Biases project {project!r}, but: {error}. Run `wandb login`, set "
+                "WANDB_MODE=offline, or leave --wandb out"
+            ) from error
+
+    @staticmethod
+    def _opened(
+        wandb: Any,  # noqa: ANN401 - a module
+        project: str,
+        settings: Mapping[str, Mapping[str, Any]],
+        keys: Mapping[str, str],
+    ) -> dict[str, Any]:
+        return {
+            name: wandb.init(
+                project=project,
+                name=name,
+                id=keys[name][:32],
+                resume="allow",
+                reinit="create_new",
+                config=dict(settings[name]),
+                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            )
+            for name in settings
+        }
+
+    def write(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        for name, line in lines.items():
+            self._runs[name].log({key: value for key, value in line.items() if key != "step"}, step=int(line["step"]))
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.finish()
+
+
+def check_watching(watching: Watching) -> None:
+    """ValueError where what is asked for cannot be had here, before anything is trained."""
+    if watching.wandb is not None:
+        try:
+            import wandb  # noqa: F401 - is it there?
+        except ImportError as error:
+            raise ValueError(
+                f"expected the package wandb for --wandb, found none ({error}). pip install wandb, or leave --wandb out"
+            ) from error
+
+
+class Telemetry:
+    """All sinks of one training. The first failure of a sink is named, and the sink left out from then on."""
+
+    def __init__(self, sinks: Mapping[str, Sink]) -> None:
+        self._sinks = dict(sinks)
+
+    def write(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
+        """Sends the record of one step to all sinks; figures that are not finite are left out."""
+        finite = {
+            name: {key: value for key, value in line.items() if math.isfinite(value)} for name, line in lines.items()
+        }
+        for name, sink in list(self._sinks.items()):
+            try:
+                sink.write(finite)
+            except OSError as error:
+                print(f"train: no more metrics in {name}: {error}. The training goes on", file=sys.stderr)
+                del self._sinks[name]
+
+    def close(self) -> None:
+        """Closes all sinks."""
+        for sink in self._sinks.values():
+            sink.close()
+
+
+def open_telemetry(
+    folder: Path,
+    watching: Watching,
+    *,
+    settings: Mapping[str, Mapping[str, Any]],
+    keys: Mapping[str, str],
+    first_step: int,
+) -> Telemetry:
+    """The sinks of one training: `folder`/metrics.jsonl always, the others as asked for.
+
+    `settings` and `keys` by variant; what earlier files hold from `first_step` on is void.
+    """
+    sinks: dict[str, Sink] = {}
+    path = folder / METRICS_FILE
+    try:
+        sinks[str(path)] = JsonLines(path, first_step=first_step)
+    except OSError as error:
+        print(f"train: no metrics in {path}: {error}. The training goes on", file=sys.stderr)
+    if watching.tensorboard is not None:
+        sinks[watching.tensorboard] = TensorBoard(Path(watching.tensorboard), list(settings), first_step=first_step)
+    if watching.wandb is not None:
+        sinks[f"Weights & Biases project {watching.wandb}"] = WeightsAndBiases(watching.wandb, settings, keys)
+    return Telemetry(sinks)
