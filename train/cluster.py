@@ -60,17 +60,18 @@ def workers_of(client: Any) -> list[str]:  # noqa: ANN401 - distributed has no t
     return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def run_on(client: Any, tasks: Sequence[Task]) -> str | None:  # noqa: ANN401 - distributed has no types
+def run_on(client: Any, tasks: Sequence[Task], *, num_rows: int) -> str | None:  # noqa: ANN401 - no types there
     """Runs the tasks on the cluster, one at a time on each worker; what stopped them, if anything did.
 
-    A signal to this process stops the tasks on all workers, each after writing a checkpoint.
+    `num_rows`: that each variant sees, for the estimate of the time left. A signal to this process stops the tasks on
+    all workers, each after writing a checkpoint.
     """
     waiting, free = deque(tasks), deque(workers_of(client))
     running: dict[Any, tuple[Task, str]] = {}
     stop = stop_file(tasks[0].scratch)
     stop.unlink(missing_ok=True)
     stopped = None
-    with stop_on_signals() as request, _bar(tasks) as bar:
+    with stop_on_signals() as request, _bar(tasks, num_rows) as bar:
         try:
             while running or (waiting and stopped is None):
                 while waiting and free and stopped is None:
@@ -133,11 +134,15 @@ def _pass_on(request: StopRequest, stop: Path) -> str | None:
     return f"stopped by {request.signal_name}" if request.signal_name is not None else None
 
 
-def _bar(tasks: Sequence[Task]) -> "tqdm[Any]":
+def _bar(tasks: Sequence[Task], num_rows: int) -> "tqdm[Any]":
     return tqdm(
-        desc=f"train, {len(tasks)} tasks on workers", unit=" SAE-tokens", unit_scale=True, dynamic_ncols=True,
+        desc=f"train, {len(tasks)} tasks on workers",
+        total=num_rows * sum(len(task.variants) for task in tasks),
+        unit=" SAE-tokens",
+        unit_scale=True,
+        dynamic_ncols=True,
         file=sys.stderr,
-    )  # fmt: skip
+    )
 
 
 def _tokens_seen(tasks: Sequence[Task]) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from store.sae import SAEWeights
-from train.architectures import FAST, AuxK, BatchTopK, TopK
+from train.architectures import FAST, USES_L1, AuxK, BatchTopK, JumpReLU, TopK
 from train.config import VariantSettings, shape_key
 from train.fused import FusedStep, product_dtype
 from train.initialise import FREE_LENGTH, initial_weights
@@ -87,9 +87,11 @@ def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows
 
 
 def sparsity_coefficient(settings: VariantSettings) -> float:
-    """What the sparsity term is multiplied with once it is warmed up."""
+    """What the sparsity term is multiplied with once it is warmed up; 0 for the kinds that select k latents."""
     architecture = settings.architecture
-    return architecture.l0 if architecture.kind == "jumprelu" else settings.l1
+    if isinstance(architecture, JumpReLU):
+        return architecture.l0
+    return settings.l1 if isinstance(architecture, USES_L1) else 0.0
 
 
 def live_state(step: Step) -> Mapping[str, Tensor]:

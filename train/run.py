@@ -160,7 +160,8 @@ def _train(
         with connect(scheduler) as client:
             tasks = planned(len(workers_of(client)))
             _announce(tasks, budget)
-            stopped = run_on(client, tasks)
+            num_rows = plan_run(config, manifest).num_steps * config.batch_rows
+            stopped = run_on(client, tasks, num_rows=num_rows)
     if stopped is not None:
         raise SystemExit(f"train: {stopped}. Run the same command again to continue")
 

@@ -135,8 +135,8 @@ def _overridden(settings: Mapping[str, Any], values: Mapping[str, Any], grid: st
 
 
 def _field_part(field: str) -> str:
-    """A field in a name: lambda.value is lambda, lambda.start is lambda-start."""
-    return re.sub("[^A-Za-z0-9_]+", "-", field.removesuffix(".value"))
+    """A field in a name: lambda.value is lambda, lambda.start is start, architecture.k is k."""
+    return re.sub("[^A-Za-z0-9_]+", "-", field.removesuffix(".value").split(".")[-1])
 
 
 def _value_part(value: JsonValue) -> str:

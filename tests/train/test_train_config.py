@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from train.config import VARIANTS, TrainConfig
+from train.config import VARIANTS, Settings, TrainConfig, VariantConfig, VariantSettings, resolve, shape_key
 
 
 def refusal(check: Any, value: Any) -> str:  # noqa: ANN401
@@ -38,6 +38,18 @@ def variant(**fields: Any) -> dict[str, Any]:  # noqa: ANN401
         ({"penalty_scale": "mean"}, "penalty_scale: Input should be 'sum' or 'per_latent'"),
         ({"batch_size": 64}, "batch_size: Extra inputs are not permitted"),
         ({"l1": float("nan")}, "l1: Input should be a finite number"),
+        ({"gradient_clip": 0.0}, "gradient_clip: Value error, expected a number > 0, got 0.0"),
+        ({"architecture": {"kind": "topk"}}, "architecture.topk.k: Field required"),
+        ({"architecture": {"kind": "vanilla"}}, "architecture: Input tag 'vanilla' found using 'kind'"),
+        (
+            {"architecture": {"kind": "matryoshka-batchtopk", "k": 2, "widths": [8, 4]}},
+            "architecture.matryoshka-batchtopk.widths: Value error, expected at least one width, each larger than",
+        ),
+        (
+            {"penalty": {"kind": "max-cosine", "every_steps": 0}},
+            "penalty.max-cosine.every_steps: Value error, expected",
+        ),
+        ({"dead_latents": {"kind": "auxk"}}, "dead_latents.auxk.k: Field required"),
         (
             {"lr_warm_up_fraction": 0.6, "lr_decay_fraction": 0.6},
             ": Value error, expected lr_warm_up_fraction + lr_decay_fraction <= 1, got 0.6 + 0.6 = 1.2. Lower",
@@ -71,6 +83,20 @@ def test_a_missing_setting_is_named(settings: dict[str, Any]) -> None:
             variant(**{"lambda": {"kind": "learned", "start": 0.0}}),
             "expected a learned lambda to start at 0.001 (its floor) or above, got 0.0. Raise `start`",
         ),
+        (variant(**{"lambda": {"kind": "exponential", "start": 0.0, "end": 1.0}}), "expected a number > 0, got 0.0"),
+        (
+            variant(**{"lambda": {"kind": "piecewise", "points": [[0.5, 1.0], [0.2, 0.0]]}}),
+            "expected fractions that rise",
+        ),
+        (
+            variant(**{"lambda": {"kind": "piecewise", "points": [[0.5]]}}),
+            "a list of [fraction, value] pairs, got [[0.5]]",
+        ),
+        (
+            variant(**{"lambda": {"kind": "piecewise", "points": [[0.5, -1.0]]}}),
+            "expected values >= 0, got [[0.5, -1.0]]",
+        ),
+        (variant(**{"lambda": {"kind": "dual", "start": 1.0, "rate": 0.1}}), "Field required"),
         (variant(**{"lambda": {"kind": "cubic", "start": 0.0}}), "'cubic' found using 'kind' does not match"),
         (variant(**{"lambda": {"kind": "fixed"}}), "Field required"),
         (variant(**{"lambda": {"kind": "fixed", "value": 1.0, "end": 2.0}}), "Extra inputs are not permitted"),
@@ -97,6 +123,80 @@ def test_a_learned_lambda_descends_on_its_logarithm_unless_asked_otherwise() -> 
     assert parsed.schedule.model_dump()["parametrisation"] == "log"
 
 
+def resolved_from(settings: dict[str, Any], **fields: Any) -> VariantSettings:  # noqa: ANN401
+    (parsed,) = VARIANTS.validate_python(variant(**fields)).values()
+    return resolve(TrainConfig.model_validate(settings), parsed)
+
+
+def test_a_variant_takes_what_it_does_not_give_from_the_profile(settings: dict[str, Any]) -> None:
+    got = resolved_from({**settings, "l1": 0.5, "lr": 1e-3}, l1=2.0, architecture={"kind": "topk", "k": 3})
+    assert (got.l1, got.lr, got.architecture.kind, got.d_sae) == (2.0, 1e-3, "topk", 24)
+    assert got.model_dump(by_alias=True)["lambda"] == {"kind": "fixed", "value": 0.0}
+
+
+def test_null_takes_the_profiles_value_away_where_null_says_something(settings: dict[str, Any]) -> None:
+    profile = {**settings, "gradient_clip": 1.0, "lambda_lr": 0.1, "l1": 0.5}
+    assert (resolved_from(profile).gradient_clip, resolved_from(profile).lambda_lr) == (1.0, 0.1)
+    cleared = resolved_from(profile, gradient_clip=None, lambda_lr=None, l1=None)
+    assert (cleared.gradient_clip, cleared.lambda_lr, cleared.l1) == (None, None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architecture": {"kind": "topk", "k": 25}}, "expected architecture.k of at most d_sae = 24, got 25. Lower k"),
+        ({"architecture": {"kind": "batchtopk", "k": 3}, "d_sae": 2}, "architecture.k of at most d_sae = 2, got 3"),
+        (
+            {"architecture": {"kind": "matryoshka-batchtopk", "k": 3, "widths": [8, 24]}},
+            r"expected architecture.widths below d_sae = 24, got \[8, 24\]. Remove the last",
+        ),
+        (
+            {"dead_latents": {"kind": "auxk", "k": 30}},
+            "expected dead_latents.k of at most d_sae = 24, got 30. Lower it",
+        ),
+        ({"lr_warm_up_fraction": 0.9}, r"lr_warm_up_fraction \+ lr_decay_fraction <= 1, got 0.9 \+ 0.2 = 1.1. Lower"),
+        (
+            {
+                "lambda": {"kind": "dual", "start": 1.0, "target": 0.1, "rate": 0.1},
+                "penalty": {"kind": "max-cosine"},
+            },
+            "expected penalty: {kind: gram} beside lambda: {kind: dual}.*, got kind max-cosine. Change one of them",
+        ),
+        (
+            {"lambda": {"kind": "dual", "start": 1.0, "target": 1.5, "rate": 0.1}},
+            "expected lambda.target, a mean squared cosine, below 1, got 1.5. Lower it",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    settings: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolved_from(settings, **fields)
+
+
+def test_what_may_differ_within_a_group_and_what_may_not(settings: dict[str, Any]) -> None:
+    topk = {"kind": "topk", "k": 3}
+    base = shape_key(resolved_from(settings, architecture=topk))
+    alike: list[dict[str, Any]] = [
+        {"architecture": {"kind": "topk", "k": 5}}, {"lr": 1.0}, {"adam_beta1": 0.1}, {"seed": 4},
+        {"gradient_clip": 1.0}, {"penalty": {"kind": "max-cosine"}},
+        {"lambda": {"kind": "learned", "start": 1.0}}, {"l1": 3.0},
+    ]  # fmt: skip
+    others: list[dict[str, Any]] = [
+        {"architecture": {"kind": "relu"}}, {"d_sae": 25}, {"decoder_norm": "free"},
+        {"dead_latents": {"kind": "auxk", "k": 2}},
+    ]  # fmt: skip
+    for fields in alike:
+        assert shape_key(resolved_from(settings, **{"architecture": topk, **fields})) == base
+    for fields in others:
+        assert shape_key(resolved_from(settings, **{"architecture": topk, **fields})) != base
+
+
+def test_a_variant_may_have_any_setting_that_a_profile_gives_it() -> None:
+    assert set(VariantConfig.model_fields) == {*Settings.model_fields, "schedule"} == set(VariantSettings.model_fields)
+
+
 def test_every_field_is_documented() -> None:
-    records = [TrainConfig, *(type(v) for v in VARIANTS.validate_python(variant()).values())]
+    records = [TrainConfig, VariantConfig, VariantSettings]
     assert [name for record in records for name, field in record.model_fields.items() if not field.description] == []

@@ -202,6 +202,17 @@ def test_every_number_of_a_record_is_that_of_the_plain_definition(
     assert got == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
 
 
+@pytest.mark.parametrize("kind", KINDS[1:5], ids=[kind["kind"] for kind in KINDS[1:5]])
+def test_l1_does_nothing_where_the_kind_has_no_l1(
+    kind: dict[str, Any], resolved: Resolved, batches: list[NDArray[np.uint16]]
+) -> None:
+    group = group_of([resolved(architecture=kind, d_sae=F, l1=l1) for l1 in (0.0, 5.0)])
+    for bits in batches[:3]:
+        group.step(bits)
+    first, second = weights_of(group)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 def test_variants_of_two_shapes_are_no_group(resolved: Resolved) -> None:
     with pytest.raises(
         ValueError, match=r"expected variants of one shape in a group, got 2: .*Group them by shape_key"

@@ -66,6 +66,12 @@ def test_a_template_is_named_after_its_grid_and_records_can_be_values(
     assert list(study(settings, section, grid))[5:] == ["g-lambda-fixed-0p1-lr-1em05", "g-lambda-linear-0p5-2-lr-1em05"]
 
 
+def test_a_dotted_field_is_named_by_its_last_part(settings: dict[str, Any], section: dict[str, Any]) -> None:
+    topk = {"lambda": {"kind": "learned", "start": 1.0}, "architecture": {"kind": "topk", "k": 4}}
+    grid = {"topk": {"of": topk, "values": {"architecture.k": [4, 8], "lambda.start": [2.0]}}}
+    assert list(study(settings, section, grid))[5:] == ["topk-k-4-start-2", "topk-k-8-start-2"]
+
+
 def test_some_variants_can_be_chosen_by_name(settings: dict[str, Any], section: dict[str, Any]) -> None:
     grid = {"g": {"of": ["baseline", "fixed-1"], "values": {"seed": [1]}}}
     assert list(study(settings, section, grid))[5:] == ["baseline-seed-1", "fixed-1-seed-1"]
