@@ -99,6 +99,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
         self._placed: tuple[int, Future[list[tuple[int, Numbers]]]] | None = None
         self._threads = ThreadPoolExecutor(max(num_threads, cache.files.parallel_reads), thread_name_prefix="decode")
         self.position = start
+        self._filling_epoch = start.epoch  # for a start behind the last epoch, where there is nothing to fill
         try:
             self._seek(start)
         except BaseException:
