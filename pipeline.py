@@ -196,7 +196,7 @@ def store_repair(arguments: argparse.Namespace) -> None:
         how = "restored from a copy" if name in done.restored else "harvested again"
         print(f"{arguments.path / name}: {how}" + (", with other bytes" if name in done.changed else ""))
     if done.strangers:
-        names = ", ".join(map(str, done.strangers))
+        names = ", ".join(done.strangers)
         raise ValueError(f"expected no such files in {arguments.path}: {names}. Move them away or remove them yourself")
     print(f"{arguments.path}: {f'{len(done.problems)} files repaired' if done.problems else 'nothing to repair'}")
 

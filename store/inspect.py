@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from store.errors import StoreError
+from store.files import Files, LocalFiles
 from store.layout import SPLITS, Split
 from store.manifest import (
     MANIFEST_FILE,
@@ -26,21 +27,22 @@ from store.manifest import (
     split_folder,
 )
 from store.record import plain
-from store.sealed import read_sealed
+from store.sealed import check_small, parse_sealed
 
 _BLOCK_NBYTES = 4 * 2**20
 _METADATA = "zarr.json"
 """Files that the fast check reads too: their few bytes decide how all others are read."""
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def summary(location: Path | Files) -> dict[str, Any]:
     """All that is known of a cache without reading its rows, as JSON types: what `store info --json` prints."""
-    manifest = load_manifest(folder)
+    files = _files(location)
+    manifest = load_manifest(files)
     spec = manifest.spec
     num_tokens = manifest.num_sequences * spec.context_length
     raw_nbytes = 2 * (manifest.num_rows + manifest.split_rows("held_out")) * spec.model.d_model
     return {
-        "folder": str(folder),
+        "location": files.location,
         "format": manifest.format,
         "data_digest": manifest.digest,
         "spec_digest": spec.digest,
@@ -53,7 +55,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "num_held_out_rows": manifest.split_rows("held_out"),
         "num_shards": manifest.num_shards,
         "num_files": len(manifest.files) + 1,
-        "nbytes": sum(file.nbytes for file in manifest.files.values()) + (folder / MANIFEST_FILE).stat().st_size,
+        "nbytes": sum(file.nbytes for file in manifest.files.values()) + (files.size(MANIFEST_FILE) or 0),
         "hooks": {
             hook: {
                 "nbytes": hook_nbytes(manifest, hook),
@@ -85,12 +87,13 @@ def statistics(moments: Moments) -> dict[str, float]:
     }
 
 
-def describe(folder: Path) -> str:
-    """A page of text about the cache in `folder`: lineage, rows, sizes, compression and statistics per hook."""
-    manifest, known = load_manifest(folder), summary(folder)
+def describe(location: Path | Files) -> str:
+    """A page of text about a cache: lineage, rows, sizes, compression and statistics per hook."""
+    files = _files(location)
+    manifest, known = load_manifest(files), summary(files)
     spec, model = manifest.spec, manifest.spec.model
     lines = [
-        f"activation cache {folder}",
+        f"activation cache {files.location}",
         f"  data digest      {manifest.digest}",
         f"  spec digest      {spec.digest}",
         f"  language model   {model.name}, revision {model.revision or 'local'}, weights {model.weights_sha256[:12]}, "
@@ -130,24 +133,27 @@ def hook_nbytes(manifest: Manifest, hook: str) -> int:
     return sum(file.nbytes for name, file in manifest.files.items() if name.startswith(folders))
 
 
-def verify(folder: Path, *, full: bool, num_threads: int) -> list[str]:
-    """Checks every file of the cache in `folder`; returns one line per file that is not as it was written.
+def verify(location: Path | Files, *, full: bool, num_threads: int) -> list[str]:
+    """Checks every file of a cache; returns one line per file that is not as it was written.
 
     Args:
-        folder: of the cache. Its manifest must be whole: a StoreError says what is wrong with it.
+        location: of the cache. Its manifest must be whole: a StoreError says what is wrong with it.
         full: also read every byte and compare SHA-256 digests.
         num_threads: files read at once.
     """
-    manifest = load_manifest(folder)
-    problems = find_problems(folder, manifest, full=full, num_threads=num_threads)
-    return [*problems.values(), *(f"{path}: expected no such file" for path in strangers(folder, manifest))]
+    files = _files(location)
+    manifest = load_manifest(files)
+    problems = find_problems(files, manifest, full=full, num_threads=num_threads)
+    return [*problems.values(), *(f"{where}: expected no such file" for where in strangers(files, manifest))]
 
 
-def find_problems(folder: Path, manifest: Manifest, *, full: bool, num_threads: int) -> dict[str, str]:
+def find_problems(location: Path | Files, manifest: Manifest, *, full: bool, num_threads: int) -> dict[str, str]:
     """What is wrong with files that the manifest lists, by name: a line that names the file and what was expected.
 
     The largest files are read first, so that no thread is left alone with one of them at the end.
     """
+    files = _files(location)
+    sizes = files.sizes()
     names = sorted(manifest.files, key=lambda name: (-manifest.files[name].nbytes, name))
     wanted = {name for name in names if full or name.endswith(_METADATA)}
     lock = threading.Lock()
@@ -156,7 +162,7 @@ def find_problems(folder: Path, manifest: Manifest, *, full: bool, num_threads: 
             total=sum(manifest.files[name].nbytes for name in wanted),
             unit="B", unit_scale=True, desc="verify", leave=False,
         ) as progress,
-        ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as threads,
+        ThreadPoolExecutor(max(num_threads, files.parallel_reads), thread_name_prefix="verify") as threads,
     ):  # fmt: skip
 
         def advance(nbytes: int) -> None:
@@ -164,34 +170,41 @@ def find_problems(folder: Path, manifest: Manifest, *, full: bool, num_threads: 
                 progress.update(nbytes)
 
         def check(name: str) -> str | None:
-            return _file_problem(folder / name, manifest.files[name], read=name in wanted, advance=advance)
+            try:
+                nbytes = files.size(name) if sizes is None else sizes.get(name)
+                return _file_problem(
+                    files, name, manifest.files[name], nbytes=nbytes, advance=advance if name in wanted else None
+                )
+            except (StoreError, OSError) as error:
+                return f"{_where(files, name)}: expected {manifest.files[name].nbytes} bytes, could not be read: {error}"
 
         found = {name: problem for name, problem in zip(names, threads.map(check, names), strict=True) if problem}
-    found |= _record_problems(folder, manifest, skip=set(found))
+    found |= _record_problems(files, manifest, skip=set(found))
     return dict(sorted(found.items()))
 
 
-def _file_problem(path: Path, record: FileRecord, *, read: bool, advance: Callable[[int], None]) -> str | None:
-    try:
-        if not path.is_file():
-            return f"{path}: expected {record.nbytes} bytes, found no file"
-        if (nbytes := path.stat().st_size) != record.nbytes:
-            return f"{path}: expected {record.nbytes} bytes, got {nbytes}"
-        if not read:
-            return None
-        hasher = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK_NBYTES):
-                hasher.update(block)
-                advance(len(block))
-    except OSError as error:
-        return f"{path}: expected {record.nbytes} bytes, could not be read: {error.strerror}"
+def _file_problem(
+    files: Files, name: str, record: FileRecord, *, nbytes: int | None, advance: Callable[[int], None] | None
+) -> str | None:
+    """What is wrong with a file that has `nbytes` now; its bytes are read if `advance` is there to be told of them."""
+    where = _where(files, name)
+    if nbytes is None:
+        return f"{where}: expected {record.nbytes} bytes, found no file"
+    if nbytes != record.nbytes:
+        return f"{where}: expected {record.nbytes} bytes, got {nbytes}"
+    if advance is None:
+        return None
+    hasher, reader = hashlib.sha256(), files.open_range(name, nbytes)
+    for offset in range(0, nbytes, _BLOCK_NBYTES):
+        block = reader.read(offset, min(_BLOCK_NBYTES, nbytes - offset))
+        hasher.update(block.data)
+        advance(len(block))
     if hasher.hexdigest() != record.sha256:
-        return f"{path}: expected SHA-256 {record.sha256}, got {hasher.hexdigest()}"
+        return f"{where}: expected SHA-256 {record.sha256}, got {hasher.hexdigest()}"
     return None
 
 
-def _record_problems(folder: Path, manifest: Manifest, *, skip: set[str]) -> dict[str, str]:
+def _record_problems(files: Files, manifest: Manifest, *, skip: set[str]) -> dict[str, str]:
     """Shard records that are no records, or say something else than the manifest."""
     problems: dict[str, str] = {}
     for split in SPLITS:
@@ -200,20 +213,21 @@ def _record_problems(folder: Path, manifest: Manifest, *, skip: set[str]) -> dic
             name = shard_record_path(shard, split)
             if name in skip:
                 continue
-            path = folder / name
+            where = _where(files, name)
             try:
-                record = read_sealed(ShardRecord, path)
+                check_small(manifest.files[name].nbytes, where=where)
+                record = parse_sealed(ShardRecord, files.read(name), where=where)
             except StoreError as error:
-                problems[name] = f"{path}: {error}"
+                problems[name] = f"{where}: {error}"
                 continue
             sums.append(record.sums)
             if not _belongs(record, manifest, shard, split):
-                problems[name] = f"{path}: expected the record of shard {shard} of this cache, got another's"
+                problems[name] = f"{where}: expected the record of shard {shard} of this cache, got another's"
         if split == "training" and len(sums) == manifest.num_shards and not problems:
             for hook, moments in manifest.moments.items():
                 if combine_moments([each[hook] for each in sums]) != moments:
-                    path = folder / MANIFEST_FILE
-                    problems[MANIFEST_FILE] = f"{path}: expected the moments of {hook} to be those of its shards"
+                    where = _where(files, MANIFEST_FILE)
+                    problems[MANIFEST_FILE] = f"{where}: expected the moments of {hook} to be those of its shards"
     return problems
 
 
@@ -225,9 +239,17 @@ def _belongs(record: ShardRecord, manifest: Manifest, shard: int, split: Split) 
     return named and listed and widths == {manifest.spec.model.d_model}
 
 
-def strangers(folder: Path, manifest: Manifest) -> Iterator[Path]:
-    """Files that the manifest does not list: zarr would read some of them as data."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in manifest.files and name != MANIFEST_FILE:
-            yield path
+def strangers(location: Path | Files, manifest: Manifest) -> list[str]:
+    """Files that the manifest does not list: zarr would read some of them as data. None where nothing can be listed."""
+    files = _files(location)
+    unknown = set(files.sizes() or ()) - manifest.files.keys() - {MANIFEST_FILE}
+    return [_where(files, name) for name in sorted(unknown)]
+
+
+def _files(location: Path | Files) -> Files:
+    # By pread: a file that is cut while it is checked is a finding, and not the end of the process.
+    return LocalFiles(location, mode="pread") if isinstance(location, Path) else location
+
+
+def _where(files: Files, name: str) -> str:
+    return f"{files.location.rstrip('/')}/{name}"

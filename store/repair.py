@@ -32,7 +32,7 @@ class Repaired:
     """Harvested again, with the recorded bytes."""
     changed: list[str] = field(default_factory=list)
     """Harvested again, with other bytes, which were asked for."""
-    strangers: list[Path] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
     """Files that do not belong there, and were left alone."""
 
 
@@ -79,7 +79,7 @@ def repair(
             remake(manifest, made, lease)
             lease.check()
             _take_remade(folder, manifest, missing, made, accept=accept_different_bytes, done=done)
-        done.strangers = list(strangers(folder, load_manifest(folder)))
+        done.strangers = strangers(folder, load_manifest(folder))
     shutil.rmtree(scratch)
     return done
 

@@ -147,7 +147,6 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
                 break
             remaining -= size
             first += 1
-        self._filling_epoch = position.epoch
         self._coming = self._pools_from(position.epoch, first)
         self._place_next()
         self._half = 1

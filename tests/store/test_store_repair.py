@@ -126,7 +126,7 @@ def test_a_whole_cache_is_left_alone_and_strangers_are_named(make_cache: MakeCac
     assert mend(folder) == Repaired()
     assert {path: path.stat().st_ino for path in folder.rglob("*")} == before
     (folder / "notes.txt").write_text("mine")
-    assert mend(folder).strangers == [folder / "notes.txt"]
+    assert mend(folder).strangers == [str(folder / "notes.txt")]
     assert (folder / "notes.txt").exists()
 
 
