@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from store.files import Files
     from store.manifest import ModelIdentity
 
 DATA = Path("data")
@@ -147,17 +148,15 @@ def store_info(arguments: argparse.Namespace) -> None:
     """Say what an activation cache holds: model, text, rows, sizes and ratio per hook, statistics, lineage."""
     from store.inspect import describe, summary
 
-    if arguments.json:
-        print(json.dumps(summary(arguments.path), indent=1, sort_keys=True))
-    else:
-        print(describe(arguments.path))
+    place = _place(arguments.path)
+    print(json.dumps(summary(place), indent=1, sort_keys=True) if arguments.json else describe(place))
 
 
 def store_verify(arguments: argparse.Namespace) -> None:
     """Check a cache against its manifest: presence and sizes of files, records and metadata; with --full every byte."""
     from store.inspect import verify
 
-    problems = verify(arguments.path, full=arguments.full, num_threads=arguments.threads)
+    problems = verify(_place(arguments.path), full=arguments.full, num_threads=arguments.threads)
     if problems:
         advice = f"Run `python pipeline.py store repair {arguments.path}`"
         raise ValueError(
@@ -216,7 +215,7 @@ def store_sample(arguments: argparse.Namespace) -> None:
     from store.reader import ActivationCache
     from store.sample import format_sample, sample_rows
 
-    cache = ActivationCache(arguments.path)
+    cache = ActivationCache(_place(arguments.path))
     hook = arguments.hook or cache.spec.hooks[0]
     sampled = sample_rows(cache, hook, num_rows=arguments.num_rows, seed=arguments.seed)
     print(f"{hook} of {arguments.path}, seed {arguments.seed}")
@@ -225,6 +224,13 @@ def store_sample(arguments: argparse.Namespace) -> None:
         with arguments.npy.open("wb") as file:
             np.save(file, np.stack([item.bits for item in sampled]), allow_pickle=False)
         print(f"{arguments.npy}: uint16 {(len(sampled), cache.spec.model.d_model)}, bit patterns of bfloat16")
+
+
+def _place(path: str) -> "Path | Files":
+    """The files of a cache: in a folder, or behind a URL."""
+    from store.files import open_files
+
+    return open_files(path) if "://" in path else Path(path)
 
 
 def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None":
@@ -365,7 +371,9 @@ def _add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     for name, action in actions.items():
         command[name] = inspections.add_parser(name, help=action.__doc__, description=action.__doc__)
         command[name].set_defaults(run=action)
-        command[name].add_argument("path", type=Path, metavar="PATH", help="folder of the cache: data/activations")
+        elsewhere = action in (store_info, store_verify, store_sample)
+        where = "folder of the cache, data/activations" + (", or a URL such as s3://bucket/folder" if elsewhere else "")
+        command[name].add_argument("path", type=str if elsewhere else Path, metavar="PATH", help=where)
         if action in (store_verify, store_repair, store_export):
             command[name].add_argument(
                 "--threads", type=_positive, default=threads, help="files checked at once (%(default)s)"

@@ -176,7 +176,8 @@ def find_problems(location: Path | Files, manifest: Manifest, *, full: bool, num
                     files, name, manifest.files[name], nbytes=nbytes, advance=advance if name in wanted else None
                 )
             except (StoreError, OSError) as error:
-                return f"{_where(files, name)}: expected {manifest.files[name].nbytes} bytes, could not be read: {error}"
+                nbytes = manifest.files[name].nbytes
+                return f"{_where(files, name)}: expected {nbytes} bytes, could not be read: {error}"
 
         found = {name: problem for name, problem in zip(names, threads.map(check, names), strict=True) if problem}
     found |= _record_problems(files, manifest, skip=set(found))

@@ -21,17 +21,18 @@ def activation_scale(*, d_model: int, mean_squared_norm: float) -> float:
     return math.sqrt(d_model / mean_squared_norm)
 
 
-def load_batch(bits_BD: NDArray[np.uint16], *, scale: float, out_DB: Tensor) -> None:
+def load_batch(rows_BD: NDArray[np.uint16] | Tensor, *, scale: float, out_DB: Tensor) -> None:
     """Writes the scaled rows into `out_DB`, one column per row.
 
     Args:
-        bits_BD: bit patterns of bfloat16, as the store yields them.
+        rows_BD: bit patterns of bfloat16, as the store yields them; or bfloat16 values on any device.
         scale: s of `activation_scale`.
         out_DB: float32 or wider for an exact product with s, or bfloat16; on any device.
     """
-    rows_BD = torch.from_numpy(bits_BD).view(torch.bfloat16).to(out_DB.device)
+    values_BD = rows_BD if isinstance(rows_BD, Tensor) else torch.from_numpy(rows_BD).view(torch.bfloat16)
+    values_BD = values_BD.to(out_DB.device)
     if out_DB.dtype == torch.bfloat16:
-        out_DB.copy_((rows_BD.to(torch.float32) * scale).t())
+        out_DB.copy_((values_BD.to(torch.float32) * scale).t())
     else:
-        out_DB.copy_(rows_BD.t())
+        out_DB.copy_(values_BD.t())
         out_DB.mul_(scale)

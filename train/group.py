@@ -94,10 +94,12 @@ class VariantGroup:
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(list(values), dtype=torch.float64, device=self._device)
 
-    def step(self, bits_BD: NDArray[np.uint16], *, log: bool = False, log_cosines: bool = False) -> Tensor | None:
+    def step(
+        self, rows_BD: NDArray[np.uint16] | Tensor, *, log: bool = False, log_cosines: bool = False
+    ) -> Tensor | None:
         """One training step on a batch of the store; the record of the step, (V, columns) on the CPU, if `log`."""
         step, now = self._step, self.num_steps_done
-        load_batch(bits_BD, scale=self._scale, out_DB=step.input_DB)
+        load_batch(rows_BD, scale=self._scale, out_DB=step.input_DB)
         step.compute(sparsity_V=self._sparsity_at(now), dead_VF=self._dead_latents())
         self._rows_since_fired_VF += self._batch_rows
         self._rows_since_fired_VF.masked_fill_(step.activation_sum_VF > 0, 0)

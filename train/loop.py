@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from store.device import DeviceBatches
 from store.errors import StoreError
-from store.reader import BatchStream, Position
+from store.reader import Position
 from train.checkpoint import load_newest, save_checkpoint
 from train.group import VariantGroup
 from train.interrupt import StopRequest
@@ -96,7 +97,7 @@ class Keeping:
 def train_to_end(
     running: Sequence[Running],
     *,
-    open_stream: Callable[[Position], BatchStream],
+    open_stream: Callable[[Position], DeviceBatches],
     num_steps: int,
     batch_rows: int,
     log_every_steps: int,
@@ -147,7 +148,7 @@ def train_to_end(
     return None
 
 
-def next_batch(stream: BatchStream, running: Sequence[Running], keeping: Keeping) -> Any:  # noqa: ANN401
+def next_batch(stream: DeviceBatches, running: Sequence[Running], keeping: Keeping) -> Tensor:
     """The next batch; where the cache turns out to be damaged, what was trained until then is kept first."""
     try:
         return next(stream)
@@ -156,11 +157,11 @@ def next_batch(stream: BatchStream, running: Sequence[Running], keeping: Keeping
         raise
 
 
-def step_all(running: Sequence[Running], bits_BD: Any, *, step: int, log: bool, last: bool) -> None:  # noqa: ANN401
+def step_all(running: Sequence[Running], rows_BD: Tensor, *, step: int, log: bool, last: bool) -> None:
     """One step of every group on one batch of the store."""
     for each in running:
         log_cosines = last or len(each.records) % COSINE_EVERY_RECORDS == 0
-        record = each.group.step(bits_BD, log=log, log_cosines=log_cosines)
+        record = each.group.step(rows_BD, log=log, log_cosines=log_cosines)
         if record is not None:
             each.learn(record, step=step)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from store.atomic import exclusive_lock, replace_folder
+from store.device import DeviceBatches
 from store.errors import MismatchedCache
 from store.manifest import Manifest
-from store.reader import ActivationCache, BatchStream, Position
+from store.reader import ActivationCache, Position
 from store.record import digest
 from train.artefacts import save_group
 from train.batches import activation_scale
@@ -110,7 +111,9 @@ def run_task(task: Task) -> str | None:
         ]
         stopped = train_to_end(
             running,
-            open_stream=functools.partial(cache_batches, cache, config, num_threads=task.how.num_threads),
+            open_stream=functools.partial(
+                cache_batches, cache, config, device=torch.device(task.how.device), num_threads=task.how.num_threads
+            ),
             num_steps=plan.num_steps,
             batch_rows=config.batch_rows,
             log_every_steps=config.log_every_steps,
@@ -191,9 +194,11 @@ def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
     )
 
 
-def cache_batches(cache: ActivationCache, config: TrainConfig, start: Position, *, num_threads: int) -> BatchStream:
-    """The batches of the run from `start` on."""
-    return cache.batches(
+def cache_batches(
+    cache: ActivationCache, config: TrainConfig, start: Position, *, device: torch.device, num_threads: int
+) -> DeviceBatches:
+    """The batches of the run from `start` on, on the device that trains."""
+    batches = cache.batches(
         config.hook,
         batch_rows=config.batch_rows,
         seed=config.seed,
@@ -202,3 +207,4 @@ def cache_batches(cache: ActivationCache, config: TrainConfig, start: Position, 
         pool_bytes=config.pool_bytes,
         num_threads=num_threads,
     )
+    return DeviceBatches(batches, device)

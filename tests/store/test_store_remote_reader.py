@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.emulated_s3 import Fault, ObjectServer, Request, reach
 from store.errors import DamagedFile, IncompleteCache
 from store.files import open_files
+from store.inspect import describe, summary, verify
 from store.reader import ActivationCache, Position
 from tests.store.cache_fixture import HOOKS
 from tests.store.test_store_range_cache import used
@@ -33,6 +34,18 @@ def test_batches_and_rows_and_tokens_are_those_of_the_folder(bucket_url: str, ca
     assert np.array_equal(there.rows(HOOKS[1], numbers), here.rows(HOOKS[1], numbers))
     assert np.array_equal(there.tokens(), here.tokens())
     assert np.array_equal(there.held_out_tokens(), here.held_out_tokens())
+
+
+def test_a_bucket_is_described_and_verified_as_the_folder_is(
+    bucket: ObjectServer, bucket_url: str, cache_folder: Path
+) -> None:
+    files = open_files(bucket_url)
+    assert summary(files) | {"location": ""} == summary(cache_folder) | {"location": ""}
+    assert f"activation cache {bucket_url}" in describe(files)
+    assert verify(files, full=True, num_threads=2) == []
+    bucket.fault = lambda request: "flipped" if request.name == "tokens/c/1/0" else None
+    (problem,) = verify(files, full=True, num_threads=2)
+    assert problem.startswith(f"{bucket_url}/tokens/c/1/0: expected SHA-256")
 
 
 def test_a_stream_over_a_bucket_continues_where_it_stopped(bucket_url: str, cache_folder: Path) -> None:
