@@ -29,7 +29,10 @@ def load_batch(bits_BD: NDArray[np.uint16], *, scale: float, out_DB: Tensor) -> 
         scale: s of `activation_scale`.
         out_DB: float32 or wider for an exact product with s, or bfloat16; on any device.
     """
-    rows_BD = torch.from_numpy(bits_BD).view(torch.bfloat16).to(out_DB.device)
+    host_BD = torch.from_numpy(bits_BD).view(torch.bfloat16)
+    if out_DB.device.type == "cuda":  # from pinned memory, so that the host need not wait for the steps before
+        host_BD = host_BD.pin_memory()
+    rows_BD = host_BD.to(out_DB.device, non_blocking=True)
     if out_DB.dtype == torch.bfloat16:
         out_DB.copy_((rows_BD.to(torch.float32) * scale).t())
     else:
