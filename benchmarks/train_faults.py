@@ -38,7 +38,7 @@ from store.writer import CacheWriter
 ROOT = Path(__file__).resolve().parents[1]
 HOOK = "blocks.1.hook_resid_post"
 D_MODEL, NUM_SEQUENCES, CONTEXT = 64, 1024, 33
-NUM_EPOCHS = 6
+NUM_EPOCHS = 4
 NUM_STEPS = NUM_EPOCHS * NUM_SEQUENCES * (CONTEXT - 1) // 256
 VARIANTS: dict[str, Any] = {
     "baseline": {"lambda": {"kind": "fixed", "value": 0.0}},
@@ -98,6 +98,8 @@ class Trial:
     def __init__(self, root: Path, dice: random.Random) -> None:
         self.root = root
         self.dice = dice
+        for package in ("store", "train"):  # a copy, so that nobody's edits get between two runs that are compared
+            shutil.copytree(ROOT / package, root / "code" / package)
         write_cache(root / "cache")
         folder = self.folder("undisturbed")
         process = self.start(folder)
@@ -118,9 +120,11 @@ class Trial:
     def start(self, folder: Path, *, every: float = 0.2, limit: int = 0) -> "subprocess.Popen[bytes]":
         """The training in a process of its own, its stderr appended to folder/stderr."""
         arguments = json.dumps([str(folder), settings(), VARIANTS, every, limit])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.root / "code")}
         with (folder / "stderr").open("ab") as stderr:
-            return subprocess.Popen([sys.executable, "-c", PROGRAM, arguments], stderr=stderr, env=environment)
+            return subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, arguments], stderr=stderr, env=environment, cwd=self.root / "code"
+            )
 
     def kills(self, count: int) -> dict[str, Any]:
         """Runs again and again, each killed at a random moment of its work, until `count` kills; then to the end."""

@@ -184,18 +184,11 @@ class VariantGroup:
         for index, each in enumerate(self._settings):
             remedy = each.dead_latents
             if isinstance(remedy, Resample) and (now + 1) % remedy.every_steps == 0 and not self.frozen[index]:
-                resample_(
-                    self._step,
-                    self._adam,
-                    index,
-                    dead_F=self._rows_since_fired_VF[index] >= each.dead_after_rows,
-                    encoder_scale=remedy.encoder_scale,
-                    seed=each.seed,
-                    step_number=now,
-                )
-                self._rows_since_fired_VF[index].masked_fill_(
-                    self._rows_since_fired_VF[index] >= each.dead_after_rows, 0
-                )
+                rows_F = self._rows_since_fired_VF[index]
+                dead_F = rows_F >= each.dead_after_rows
+                scale, seed = remedy.encoder_scale, each.seed
+                resample_(self._step, self._adam, index, dead_F=dead_F, encoder_scale=scale, seed=seed, step_number=now)
+                rows_F.masked_fill_(dead_F, 0)
 
     def _record(self, lambda_V: Tensor, lr_factors: list[float], *, log_cosines: bool) -> Tensor:
         """One log record, (V, columns) float64: see train/metrics.py."""

@@ -116,7 +116,7 @@ class MaxCosinePenalty(Record):
             penalty, own_FD = _max_cosine(U_FD, latent_chunks(len(U_FD), self.chunk_latents, seed=seed, step=step))
             if not unit:
                 own_FD -= (own_FD * U_FD).sum(dim=1, keepdim=True) * U_FD
-                own_FD /= W_dec_FD.norm(dim=1, keepdim=True)
+                own_FD /= W_dec_FD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(W_dec_FD.dtype).tiny)
             gradient_FD.addcmul_(own_FD, weight.to(own_FD.dtype))
             penalties.append(penalty)
         return torch.stack(penalties)
