@@ -8,7 +8,6 @@ All three are measured in turns, in a folder of the working directory and again 
 """
 
 import hashlib
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,6 +32,7 @@ CODEC: CodecName = "bf16_planes_v1"
 def main() -> None:
     """Parses the command line, measures, prints."""
     arguments = parser(__doc__)
+    arguments.set_defaults(rounds=5)
     arguments.add_argument("--threads", type=int, default=2, help="that encode (%(default)s)")
     arguments.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="second place (%(default)s)")
     arguments.add_argument("--megabytes", type=int, default=1000, help="of rows to write (%(default)s)")
@@ -68,8 +68,8 @@ def measure(folder: Path, rows: NDArray[np.uint16], *, megabytes: int, threads: 
         rounds,
         {
             "codec": partial(encode_all, shards, spec, threads=threads),
-            "write": partial(write_all, folder / "plain", files),
-            "writer": partial(write_cache, folder / "cache", shards, sums, spec, threads=threads),
+            "write": partial(write_all, folder, files),
+            "writer": partial(write_cache, folder, shards, sums, spec, threads=threads),
         },
     )
     rates = {f"{name}_mb_per_s": raw / value / 1e6 for name, value in seconds.items()}
@@ -115,9 +115,9 @@ def encode_all(shards: list[NDArray[np.uint16]], spec: CacheSpec, *, threads: in
 
 def write_all(folder: Path, files: list[bytes]) -> None:
     """Writes and syncs the same bytes, one file after another."""
+    target = Path(tempfile.mkdtemp(dir=folder))  # a new one each time: removing the last one is no part of writing
     for number, data in enumerate(files):
-        write_bytes(folder / str(number), data)
-    shutil.rmtree(folder)
+        write_bytes(target / str(number), data)
 
 
 def write_cache(
@@ -126,7 +126,11 @@ def write_cache(
     """A whole cache of the shards, the first of which serves as the held-out one too."""
     num_sequences = sum(map(len, shards)) // spec.rows_per_sequence
     with CacheWriter(
-        folder, spec, num_sequences=num_sequences, num_held_out_sequences=1, num_threads=threads
+        Path(tempfile.mkdtemp(dir=folder)) / "cache",
+        spec,
+        num_sequences=num_sequences,
+        num_held_out_sequences=1,
+        num_threads=threads,
     ) as writer:
         for shard, rows in enumerate(shards):
             tokens = np.zeros((len(rows) // spec.rows_per_sequence, CONTEXT), dtype=np.uint32)
@@ -136,7 +140,6 @@ def write_cache(
             0, split=SPLITS[1], tokens=np.zeros((1, CONTEXT), dtype=np.uint32), rows={HOOK: held_out}, sums=sums[0]
         )
         writer.finish()
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

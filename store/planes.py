@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store.errors import DamagedFile
-from store.streaming import LINE_BYTES, can_stream, fence, stream_lines
+from store.streaming import LINE_BYTES, can_stream, fence, fetch_lines, stream_lines
 
 HEADER = struct.Struct("<4sIII")
 MAGIC = b"BFP1"
@@ -45,6 +45,7 @@ Rows = NDArray[np.uint16]
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
 
+_ROWS_AHEAD = 6  # that are fetched before they are split
 _MEDIAN_ROWS = 256  # rows that the median exponent is taken from
 _PER_THREAD = threading.local()
 
@@ -95,7 +96,12 @@ def _median_exponents(rows: Rows, order: Numbers, step: int, shift: Bytes) -> No
 
 @numba.njit(nogil=True, cache=True)
 def _split(rows: Rows, order: Numbers, shift: Bytes, exponents: Bytes, rest: Bytes) -> None:
+    start, row_nbytes = rows.ctypes.data, 2 * rows.shape[1]
+    num_lines = np.intp(-(-row_nbytes // LINE_BYTES))
     for i in range(len(order)):
+        if i + _ROWS_AHEAD < len(order):
+            ahead = np.uintp(start + order[i + _ROWS_AHEAD] * row_nbytes)
+            fetch_lines(ahead, num_lines)  # type: ignore[call-arg]  # numba adds the first argument
         row = rows[order[i]]
         for c in range(rows.shape[1]):
             exponents[i, c], rest[i, c] = _split_bits(np.int32(row[c]), np.int32(shift[c]))
