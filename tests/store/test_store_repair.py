@@ -71,7 +71,9 @@ def _fill_otherwise(writer: CacheWriter, shard: int) -> None:
     first, last = shard * 12, shard * 12 + writer.shard_sequences(shard)
     rows = {hook: rows_of(hook, last)[first * 8 :].copy() for hook in HOOKS}
     rows[HOOKS[0]][0, 0] ^= 1
-    sums = {hook: ShardSums(num_rows=96, sum=[0.0] * 48, sum_of_squares=[1.0] * 48) for hook in HOOKS}
+    sums = {
+        hook: ShardSums(num_rows=len(bits), sum=[0.0] * 48, sum_of_squares=[1.0] * 48) for hook, bits in rows.items()
+    }
     writer.write_shard(shard, tokens=tokens_of(last)[first:], rows=rows, sums=sums)
 
 
