@@ -45,6 +45,7 @@ def main() -> None:
     """Parses the command line, measures, prints."""
     options = parser(__doc__).parse_args()
     torch.set_num_threads(1)
+    numcodecs.blosc.set_nthreads(1)  # it takes all cores otherwise
     tokens = None
     if options.input is None:
         tokens, rows = embedded_rows(options.rows)

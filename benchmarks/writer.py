@@ -8,6 +8,7 @@ All three are measured in turns, in a folder of the working directory and again 
 """
 
 import hashlib
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,10 +20,8 @@ from bench import CONTEXT, HOOK, best_of, finish, machine, parser, rows_to_measu
 from numpy.typing import NDArray
 
 from harvest.moments import shard_sums
-from store.atomic import write_bytes
 from store.codec import CodecName, encode_chunk_parts
 from store.encoder import crc32c
-from store.layout import SPLITS
 from store.manifest import CacheSpec, ShardSums
 from store.writer import CacheWriter
 
@@ -61,7 +60,7 @@ def measure(folder: Path, rows: NDArray[np.uint16], *, megabytes: int, threads: 
     spec = spec_for(rows.shape[1])
     rows = rows[: len(rows) // spec.rows_per_sequence * spec.rows_per_sequence]
     shards = shards_of(rows, spec, num_rows=megabytes * 10**6 // (2 * rows.shape[1]))
-    sums = [{HOOK: shard_sums(s, hook=HOOK, first_sequence=0, rows_per_sequence=127)} for s in shards]
+    sums = [sums_of(shard) for shard in shards]
     files = [file for shard in encode_all(shards, spec, threads=threads) for file in [b"".join(shard)]]
     raw = sum(shard.nbytes for shard in shards)
     seconds = best_of(
@@ -89,6 +88,11 @@ def shards_of(rows: NDArray[np.uint16], spec: CacheSpec, *, num_rows: int) -> li
     return [rows[numbers[at : at + per_shard]] for at in range(0, len(numbers), per_shard)]
 
 
+def sums_of(rows: NDArray[np.uint16]) -> dict[str, ShardSums]:
+    """What a producer hands over with its rows; made before anything is timed, but for one sequence."""
+    return {HOOK: shard_sums(rows, hook=HOOK, first_sequence=0, rows_per_sequence=CONTEXT - 1)}
+
+
 def encode_all(shards: list[NDArray[np.uint16]], spec: CacheSpec, *, threads: int) -> list[list[bytes | memoryview]]:
     """The bytes of every shard: chunks with their crc32c, encoded in threads, and a SHA-256 per shard in a thread."""
 
@@ -114,10 +118,14 @@ def encode_all(shards: list[NDArray[np.uint16]], spec: CacheSpec, *, threads: in
 
 
 def write_all(folder: Path, files: list[bytes]) -> None:
-    """Writes and syncs the same bytes, one file after another."""
+    """Writes and syncs the same bytes, one file after another, and does nothing else with them."""
     target = Path(tempfile.mkdtemp(dir=folder))  # a new one each time: removing the last one is no part of writing
     for number, data in enumerate(files):
-        write_bytes(target / str(number), data)
+        with (target / str(number)).open("wb", buffering=0) as file:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
 
 
 def write_cache(
@@ -125,8 +133,9 @@ def write_cache(
 ) -> None:
     """A whole cache of the shards, the first of which serves as the held-out one too."""
     num_sequences = sum(map(len, shards)) // spec.rows_per_sequence
+    target = Path(tempfile.mkdtemp(dir=folder)) / "cache"
     with CacheWriter(
-        Path(tempfile.mkdtemp(dir=folder)) / "cache",
+        target,
         spec,
         num_sequences=num_sequences,
         num_held_out_sequences=1,
@@ -137,8 +146,9 @@ def write_cache(
             writer.submit_shard(shard, tokens=tokens, rows={HOOK: rows}, sums=sums[shard])
         held_out = shards[0][: spec.rows_per_sequence]
         writer.submit_shard(
-            0, split=SPLITS[1], tokens=np.zeros((1, CONTEXT), dtype=np.uint32), rows={HOOK: held_out}, sums=sums[0]
-        )
+            0, split="held_out", tokens=np.zeros((1, CONTEXT), dtype=np.uint32), rows={HOOK: held_out},
+            sums=sums_of(held_out),
+        )  # fmt: skip
         writer.finish()
 
 

@@ -46,7 +46,9 @@ def remaker(
         ) as writer:
             writer.adopt(files_in(damaged))
             if missing := missing_shards(writer):
-                windows = packed_windows(target.with_name("windows"), source, wanted, folder=folder, identity=identity)
+                # Named as in harvest: those that a repair of an earlier cache left here are of another text or budget.
+                kept = f"windows-{spec.digest[:16]}-{manifest.num_sequences}-{manifest.num_held_out_sequences}"
+                windows = packed_windows(target.with_name(kept), source, wanted, folder=folder, identity=identity)
                 harvest_shards(writer, missing, windows, spec=spec, folder=folder, device=device)
             writer.finish()
 

@@ -94,6 +94,12 @@ def parse_json(data: bytes, *, where: str) -> Any:  # noqa: ANN401 - whatever JS
         ) from error
 
 
+def sync_file(path: Path) -> None:
+    """Makes the bytes of a file durable, whoever wrote them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -109,15 +115,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source` (a hard link), or a copy where file systems differ; atomic."""
+def link_or_copy(source: Path, target: Path, *, token: str = "") -> None:
+    """Makes `target` the same file as `source` (a hard link), or a synced copy where file systems differ; atomic.
+
+    `token` is as in `write_parts`.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_neighbour(target)
+    temporary = temporary_neighbour(target, token=token)
     try:
-        os.link(source.resolve(), temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
+        try:
+            os.link(source.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            sync_file(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def replace_folder(source: Path, target: Path) -> None:

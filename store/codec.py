@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 import numcodecs
 import numpy as np
 import pcodec
-import torch
 from numcodecs.abc import Codec
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,6 +24,8 @@ from store.planes import (
     Bytes,
     Numbers,
     Rows,
+    check_rows,
+    chosen_rows,
     decode_planes,
     encode_planes,
     encode_planes_parts,
@@ -99,15 +100,16 @@ class _Codec:
     decode: Callable[[Bytes, tuple[int, int], Rows, Numbers], None]
 
 
-def on_host(rows: Rows | Tensor) -> Rows:
-    """Rows as bit patterns on the host; a tensor of 2-byte values is copied there."""
-    return rows.view(torch.uint16).cpu().numpy() if isinstance(rows, Tensor) else rows
+def on_host(rows: Rows | Tensor, order: Numbers | None) -> Rows:
+    """The rows `order` (all if None) as bit patterns on the host; of a tensor no others are copied there."""
+    if isinstance(rows, Tensor):
+        return chosen_rows(rows, order).cpu().numpy().view(np.uint16)
+    return rows if order is None else rows[order]
 
 
 def _little(rows: Rows | Tensor, order: Numbers | None) -> NDArray[np.uint16]:
     """The chosen rows on the host as little-endian values, contiguous."""
-    host = on_host(rows)
-    return np.ascontiguousarray(host if order is None else host[order], dtype="<u2")
+    return np.ascontiguousarray(on_host(rows, order), dtype="<u2")
 
 
 def _general(
@@ -198,7 +200,11 @@ def encode_chunk(codec: CodecName, rows: Rows | Tensor) -> bytes:
 
 
 def encode_chunk_parts(codec: CodecName, rows: Rows | Tensor, order: Numbers | None = None) -> Parts:
-    """The parts of a chunk of the rows `order` of `rows` (all if None), to be written one after another."""
+    """The parts of a chunk of the rows `order` of `rows` (all if None), to be written one after another.
+
+    Raises ValueError for rows that are no bit patterns of bfloat16: no codec casts them.
+    """
+    check_rows(rows)
     return _CODECS[codec].encode(rows, order)
 
 

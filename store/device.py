@@ -58,7 +58,11 @@ class DeviceBatches(Iterator[Tensor]):
         current = torch.cuda.current_stream(self._device)
         current.wait_event(copy.done)
         copy.rows.record_stream(current)  # its memory is not used again before the step is done with it
-        self._start_copies()
+        try:
+            self._start_copies()
+        except BaseException:
+            self._copies.appendleft(copy)  # it was not given out: `position` stays that of it
+            raise
         return copy.rows
 
     def close(self) -> None:

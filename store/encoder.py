@@ -32,7 +32,7 @@ class ShardPipeline:
     Args:
         num_threads: encoding at once.
         max_pending_bytes: rows that may be under way; one shard is always let in. Encoded chunks that wait for the
-            disk come on top, at most 64 MiB for each of two files.
+            disk come on top, for each of two files those of 64 MiB of rows, or four where chunks are larger.
     """
 
     def __init__(self, *, num_threads: int, max_pending_bytes: int) -> None:
@@ -51,7 +51,8 @@ class ShardPipeline:
     def submit(self, nbytes: int, commit: Callable[[], None]) -> Future[None]:
         """Runs `commit` in a writing thread once there is room for `nbytes` of rows; waits until there is.
 
-        Raises the error of the first commit that failed, if one did: then nothing more is taken.
+        Raises the error of the first commit that failed, if one did: then nothing more is taken. The futures of later
+        commits that had not begun raise it too.
         """
         with self._changed:
             self._changed.wait_for(
@@ -68,17 +69,26 @@ class ShardPipeline:
 
         def run() -> None:
             try:
-                if min(self._failures, default=number) >= number:
-                    commit()
+                with self._changed:
+                    first = min(self._failures, default=number)
+                if first < number:
+                    raise self._failures[first]  # not committed, and its future must not say that it is
+                commit()
             except BaseException as error:
-                self._failures[number] = error
+                with self._changed:
+                    self._failures[number] = error
                 raise
             finally:
                 with self._changed:
                     self._pending_bytes -= nbytes
                     self._changed.notify_all()
 
-        return self._writers.submit(run)
+        try:
+            return self._writers.submit(run)
+        except RuntimeError:  # closed: nobody else would take back what is pending, and `wait` would wait for ever
+            with self._changed:
+                self._pending_bytes -= nbytes
+            raise
 
     def encode(
         self, codec: CodecName, rows: Rows | Tensor, order: Numbers, *, rows_per_chunk: int
@@ -137,7 +147,7 @@ def _encode(codec: CodecName, rows: Rows | Tensor, order: Numbers, rows_per_chun
         parts = encode_chunk_parts(codec, rows, order)
     else:
         whole = np.zeros((rows_per_chunk, rows.shape[1]), dtype=np.uint16)
-        whole[: len(order)] = on_host(rows)[order]
+        whole[: len(order)] = on_host(rows, order)
         parts = encode_chunk_parts(codec, whole)
     checksum = crc32c(parts)
     return (*parts, checksum), sum(map(len, parts)) + len(checksum)

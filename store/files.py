@@ -3,7 +3,6 @@
 What is read is data to be checked, wherever it comes from: sizes here, checksums by the reader.
 """
 
-import hashlib
 import mmap
 import os
 import threading
@@ -19,8 +18,6 @@ from store.errors import DamagedFile, IncompleteCache, StoreError
 GIB = 2**30
 DEFAULT_CACHE_BYTES = 20 * GIB
 _MAX_OPEN = 256  # files held open at once, far below the usual limit of 1024 for a process
-
-_PIECE_NBYTES = 8 * 2**20
 
 Mode = Literal["mmap", "pread"]
 
@@ -217,14 +214,6 @@ def short_file(where: str, *, offset: int, nbytes: int, got: int) -> DamagedFile
         f"expected {nbytes} bytes at {offset} of {where}, got {got}: the file was cut short. "
         "Remove it and run `dvc checkout` or `dvc pull`, or upload or harvest it again"
     )
-
-
-def sha256_of(files: Files, name: str, nbytes: int) -> str:
-    """SHA-256 (hex) of a file read in pieces; DamagedFile when it has not `nbytes` bytes. Keeps nothing locally."""
-    reader, digest = files.open_range(name, nbytes), hashlib.sha256()
-    for offset in range(0, nbytes, _PIECE_NBYTES):
-        digest.update(reader.read(offset, min(_PIECE_NBYTES, nbytes - offset)).data)
-    return digest.hexdigest()
 
 
 def _unreadable(path: Path, error: OSError) -> StoreError:

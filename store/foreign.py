@@ -5,7 +5,7 @@ from pathlib import Path
 from store.errors import IncompleteCache, MismatchedCache, StoreError
 
 _MAX_NAMES = 5
-_OURS = ("tokens", "held_out_tokens", "shards")
+_OURS = ("tokens", "held_out", "shards")
 
 
 def why_no_cache(folder: Path) -> StoreError:

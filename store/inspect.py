@@ -235,9 +235,15 @@ def _record_problems(files: Files, manifest: Manifest, *, skip: set[str]) -> dic
 def _belongs(record: ShardRecord, manifest: Manifest, shard: int, split: Split) -> bool:
     """Whether a record is that of this shard of this cache, and lists the files that the manifest does."""
     widths = {len(sums.sum) for sums in record.sums.values()} | {len(s.sum_of_squares) for s in record.sums.values()}
-    named = (record.spec_digest, record.split, record.shard) == (manifest.spec.digest, split, shard)
+    spec = manifest.spec
+    per_shard = spec.sequences_per_shard
+    num_sequences = min(per_shard, manifest.split_sequences(split) - shard * per_shard)
+    named = (record.spec_digest, record.split, record.shard) == (spec.digest, split, shard)
+    sized = record.num_sequences == num_sequences and {
+        hook: sums.num_rows for hook, sums in record.sums.items()
+    } == dict.fromkeys(spec.hooks, num_sequences * spec.rows_per_sequence)
     listed = all(manifest.files.get(file) == entry for file, entry in record.files.items())
-    return named and listed and widths == {manifest.spec.model.d_model}
+    return named and sized and listed and widths == {spec.model.d_model}
 
 
 def strangers(location: Path | Files, manifest: Manifest) -> list[str]:

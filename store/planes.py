@@ -47,6 +47,7 @@ Numbers = NDArray[np.int64]
 
 _ROWS_AHEAD = 6  # that are fetched before they are split
 _MEDIAN_ROWS = 256  # rows that the median exponent is taken from
+_TENSORS = (torch.bfloat16, torch.int16, torch.uint16)
 _PER_THREAD = threading.local()
 
 
@@ -159,24 +160,40 @@ def encode_planes_parts(rows: Rows | Tensor, order: Numbers | None = None) -> tu
         rows: (n, d) bit patterns, d >= 1; or a tensor on any device (see `split_tensor`), which is split there.
         order: numbers of the rows that the chunk holds, in its order; all as they come if None.
     """
+    check_rows(rows)
+    if order is not None and len(order) and (order.min() < 0 or order.max() >= len(rows)):
+        raise ValueError(f"expected row numbers from 0 to {len(rows) - 1}, got {order.min()} to {order.max()}")
     if isinstance(rows, Tensor):
-        chosen = rows if order is None else rows[torch.from_numpy(order).to(rows.device)]
+        chosen = chosen_rows(rows, order)
         if not len(chosen):
             return encode_planes_parts(np.empty((0, rows.shape[1]), dtype=np.uint16))
-        return pack_planes(Planes(*(plane.cpu().numpy() for plane in split_tensor(chosen))))
-    if rows.ndim != 2 or rows.dtype != np.uint16 or rows.shape[1] == 0:
-        raise ValueError(f"expected uint16 rows (n, d) with d >= 1, got {rows.dtype} of shape {rows.shape}")
-    rows = np.ascontiguousarray(rows)
+        return pack_planes(Planes(*(plane.contiguous().cpu().numpy() for plane in split_tensor(chosen))))
+    if not rows.flags.c_contiguous:  # copied chunk by chunk: whole shards would not stay in bounded memory
+        rows, order = np.ascontiguousarray(rows if order is None else rows[order]), None
     order = np.arange(len(rows)) if order is None else order
     shape = (len(order), rows.shape[1])
     shift, rest = np.zeros(shape[1], dtype=np.uint8), np.empty(shape, dtype=np.uint8)
     exponents = _scratch(shape)
     if len(order):
-        if order.min() < 0 or order.max() >= len(rows):
-            raise ValueError(f"expected row numbers from 0 to {len(rows) - 1}, got {order.min()} to {order.max()}")
         _median_exponents(rows, order, -(-len(order) // _MEDIAN_ROWS), shift)
         _split(rows, order, shift, exponents, rest)
     return pack_planes(Planes(exponents, rest, shift))
+
+
+def check_rows(rows: Rows | Tensor) -> None:
+    """ValueError for rows that are not (n, d) bit patterns of bfloat16, d >= 1: values of others would be lost."""
+    right = rows.dtype in _TENSORS if isinstance(rows, Tensor) else rows.dtype == np.uint16
+    if not right or rows.ndim != 2 or rows.shape[1] == 0:
+        raise ValueError(
+            f"expected rows (n, d), d >= 1, that are uint16 bit patterns of bfloat16 or a tensor of bfloat16, got "
+            f"{rows.dtype} of shape {tuple(rows.shape)}. Convert them: torch.Tensor.bfloat16 rounds, numpy cannot"
+        )
+
+
+def chosen_rows(rows: Tensor, order: Numbers | None) -> Tensor:
+    """The rows `order` (all if None) on their own device, as int16."""
+    bits = rows.view(torch.int16)  # not every device can index uint16
+    return bits if order is None else bits[torch.from_numpy(order).to(bits.device)]
 
 
 def pack_planes(planes: Planes) -> tuple[bytes | memoryview, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from store.errors import DamagedFile, IncompleteCache
 from store.files import Files, Mode, open_files
 from store.layout import EpochPlan, Numbers, Split, disk_order, inverse
-from store.manifest import load_manifest, row_shard_path, token_shard_path
+from store.manifest import CacheSpec, Manifest, load_manifest, row_shard_path, token_shard_path
 from store.planes import Bytes, Rows, zstd_content_nbytes
 from store.shard import ShardFile, without_crc32c
 from store.stream import MIB, AlignedBatches, BatchStream, Position
@@ -41,6 +41,9 @@ class ActivationCache:
         self.manifest = load_manifest(self.files)
         self.spec = self.manifest.spec
         self._check_sizes()
+        # Kept by this object and not by its class, and free of cycles: open files go when the cache goes.
+        self._shard_file = functools.lru_cache(maxsize=4096)(functools.partial(_open_shard, self.files, self.manifest))
+        self._token_shard = functools.lru_cache(maxsize=64)(functools.partial(_read_tokens, self.files, self.spec))
 
     def tokens(
         self, sequences: Sequence[int] | Numbers | None = None, *, split: Split = "training"
@@ -210,14 +213,9 @@ class ActivationCache:
                 "Add it to harvest.hooks and harvest again, or choose one of these"
             )
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - the indices of open shards live as long as their cache
     def shard_file(self, hook: str, shard: int, split: Split) -> ShardFile:
-        """The file of a shard, its index read and checked."""
-        name = row_shard_path(hook, shard, split)
-        return ShardFile(
-            self.files, name, self.manifest.files[name], codec=self.spec.codec,
-            chunk_shape=(self.spec.rows_per_chunk, self.spec.model.d_model), num_chunks=self.spec.chunks_per_shard,
-        )  # fmt: skip
+        """The file of a shard, its index read and checked; as long as this cache is there, a few thousand are kept."""
+        return self._shard_file(hook, shard, split)
 
     def _check_sizes(self) -> None:
         """Every file is there with its size, where sizes can be had in one go."""
@@ -247,12 +245,21 @@ class ActivationCache:
         bits = self.rows(hook, numbers, split=split, num_threads=1)
         return (bits.astype(np.uint32) << 16).view(np.float32)
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019 - a few hundred KB each
-    def _token_shard(self, shard: int, split: Split) -> NDArray[np.uint32]:
-        name = token_shard_path(shard, split)
-        where = f"{self.location.rstrip('/')}/{name}"
-        chunk = without_crc32c(np.frombuffer(self.files.read(name), dtype=np.uint8), where)
-        return _decode_tokens(chunk, (self.spec.sequences_per_shard, self.spec.context_length), where)
+
+def _open_shard(files: Files, manifest: Manifest, hook: str, shard: int, split: Split) -> ShardFile:
+    name, spec = row_shard_path(hook, shard, split), manifest.spec
+    return ShardFile(
+        files, name, manifest.files[name], codec=spec.codec,
+        chunk_shape=(spec.rows_per_chunk, spec.model.d_model), num_chunks=spec.chunks_per_shard,
+    )  # fmt: skip
+
+
+def _read_tokens(files: Files, spec: CacheSpec, shard: int, split: Split) -> NDArray[np.uint32]:
+    """The token windows of a shard, a few hundred KB: (sequences_per_shard, context_length)."""
+    name = token_shard_path(shard, split)
+    where = f"{files.location.rstrip('/')}/{name}"
+    chunk = without_crc32c(np.frombuffer(files.read(name), dtype=np.uint8), where)
+    return _decode_tokens(chunk, (spec.sequences_per_shard, spec.context_length), where)
 
 
 def _decode_tokens(chunk: Bytes, shape: tuple[int, int], where: str) -> NDArray[np.uint32]:

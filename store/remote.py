@@ -1,8 +1,8 @@
 """The files of a cache in a bucket or on a server, read by ranges through fsspec.
 
-Nothing is listed or asked for its size on opening: the manifest says what there is, and each read is checked against
-it. Credentials and endpoints come from the drivers' usual places (AWS_PROFILE, AWS_ENDPOINT_URL, fsspec's own
-configuration) and from nowhere else.
+The manifest says what there is, and each read is checked against it; on opening, files are listed in one go where the
+protocol can do that, and nowhere asked for one by one. Credentials and endpoints come from the drivers' usual places
+(AWS_PROFILE, AWS_ENDPOINT_URL, fsspec's own configuration) and from nowhere else.
 """
 
 import asyncio

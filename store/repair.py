@@ -10,8 +10,9 @@ from store.atomic import exclusive_lock, file_sha256, link_or_copy, replace_fold
 from store.earlier import FetchFile, earlier_outputs, remote_files
 from store.errors import DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.inspect import find_problems, strangers
+from store.layout import SPLITS
 from store.lease import Lease
-from store.manifest import MANIFEST_FILE, Manifest, Origin, load_manifest, parse_manifest
+from store.manifest import MANIFEST_FILE, Manifest, Origin, load_manifest, parse_manifest, split_folder
 from store.sealed import write_sealed
 
 Remake = Callable[[Manifest, Path, Lease], None]
@@ -172,9 +173,11 @@ def _take_remade(
             done.remade.append(name)
     if not different:
         return
-    if any("tokens/" in name for name in different):
+    changed = [name for name in sorted(new.files) if new.files[name] != manifest.files[name]]
+    # Also those of shards of which only rows were damaged: new rows would be of another text.
+    if tokens := [name for name in changed if _is_below(name, "tokens")]:
         raise MismatchedCache(
-            f"expected the text to give the recorded tokens again, got others for {_listing(folder, different)}. "
+            f"expected the text to give the recorded tokens again, got others for {_listing(folder, tokens)}. "
             "The text or the tokenizer changed: harvest anew instead of repairing"
         )
     if not accept:
@@ -184,16 +187,20 @@ def _take_remade(
             "those that results were trained on. Repair on the machine that harvested, fetch a copy, or run this again "
             "with --accept-different-bytes, which gives the cache another digest and a lineage that says so"
         )
-    changed = [name for name in sorted(new.files) if "shards/" in name and new.files[name] != manifest.files[name]]
     origin = Origin(
         kind="repaired",
         source_digest=manifest.digest,
         source_codec=manifest.spec.codec,
-        changed_shards=tuple(changed),
+        changed_shards=tuple(name for name in changed if _is_below(name, "shards")),
     )
     write_sealed(made / MANIFEST_FILE, new.model_copy(update={"lineage": (*manifest.lineage, origin)}))
     replace_folder(made, folder)
     done.changed = different
+
+
+def _is_below(name: str, folder: str) -> bool:
+    """Whether a file is in that folder of one of the splits; a hook may have any name that ends so."""
+    return any(name.startswith(f"{split_folder(split)}{folder}/") for split in SPLITS)
 
 
 def _listing(folder: Path, names: list[str]) -> str:

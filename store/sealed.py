@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
-from store.atomic import json_bytes, parse_json, write_bytes
+from store.atomic import json_bytes, parse_json, write_parts
 from store.errors import DamagedFile, StoreError
 from store.record import Record, digest, plain
 
@@ -28,9 +28,9 @@ def seal(record: Record) -> bytes:
     return json_bytes(value | {SEAL: digest(value)})
 
 
-def write_sealed(path: Path, record: Record) -> None:
-    """Writes the sealed record whole or not at all."""
-    write_bytes(path, seal(record))
+def write_sealed(path: Path, record: Record, *, token: str = "") -> None:
+    """Writes the sealed record whole or not at all; `token` as in `store.atomic.write_parts`."""
+    write_parts(path, (seal(record),), token=token)
 
 
 def read_sealed(kind: type[RecordKind], path: Path) -> RecordKind:

@@ -3,7 +3,7 @@
 An ordinary store first fetches the cache line that it writes to. A row of a shuffle pool is written whole and not read
 soon, so that this traffic is wasted: without it, decoding into a pool is 1.25 times as fast (measured at 192 and 640
 channels, one core). Reading rows in a permuted order waits for memory at each of them, unless it is asked for a few
-rows before: then splitting them is 2 times as fast at 192 channels. numba compiles what is here; no result depends on it.
+rows before: then splitting them is 2 times as fast at 192 channels. No result depends on what is here.
 """
 
 from typing import Any

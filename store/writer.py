@@ -14,7 +14,7 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.atomic import clear_leftovers, file_sha256, link_or_copy, write_parts
+from store.atomic import clear_leftovers, file_sha256, link_or_copy, sync_file, write_parts
 from store.codec import Parts, zarr_codecs
 from store.encoder import ShardPipeline, crc32c
 from store.errors import StoreError
@@ -34,7 +34,7 @@ from store.manifest import (
     split_folder,
     token_shard_path,
 )
-from store.planes import Rows
+from store.planes import Rows, check_rows
 from store.sealed import read_sealed, write_sealed
 
 GIB = 2**30
@@ -47,7 +47,8 @@ class CacheWriter:
     """One cache being written in a scratch folder, which survives a killed process.
 
     Args:
-        folder: where the cache grows; earlier committed shards in it are kept if they fit.
+        folder: where the cache grows; earlier committed shards in it are kept if they fit, and `finish` removes every
+            other file in it.
         spec: what decides the bytes.
         num_sequences: training sequences of the finished cache.
         num_held_out_sequences: sequences of documents that training never sees.
@@ -78,7 +79,8 @@ class CacheWriter:
         self.num_sequences = num_sequences
         self.num_held_out_sequences = num_held_out_sequences
         folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder, token=lease.token if lease else "")
+        self._token = lease.token if lease else ""
+        clear_leftovers(folder, token=self._token)
         self._pipeline = ShardPipeline(
             num_threads=num_threads or os.cpu_count() or 1, max_pending_bytes=max_pending_bytes
         )
@@ -129,8 +131,8 @@ class CacheWriter:
         if any(name not in sources or file_sha256(sources[name]) != file.sha256 for name, file in record.files.items()):
             return False
         for name, source in sources.items():
-            link_or_copy(source, self.folder / name)
-        write_sealed(self.folder / shard_record_path(shard, split), record)
+            link_or_copy(source, self.folder / name, token=self._token)
+        write_sealed(self.folder / shard_record_path(shard, split), record, token=self._token)
         return True
 
     def submit_shard(
@@ -154,6 +156,9 @@ class CacheWriter:
 
         Returns:
             A future that is done when the shard is committed; `finish` and later calls raise its error too.
+
+        Raises:
+            ValueError: tokens or rows of another shape or dtype. Sums that are not of these rows fail the commit.
         """
         num_sequences = self.shard_sequences(shard, split)
         num_rows = num_sequences * self.spec.rows_per_sequence
@@ -164,6 +169,10 @@ class CacheWriter:
                 f"expected tokens {(num_sequences, self.spec.context_length)} and rows {expected} for shard {shard}, "
                 f"got tokens {tokens.shape} and rows {got}"
             )
+        if tokens.dtype != np.uint32:
+            raise ValueError(f"expected uint32 tokens for shard {shard}, got {tokens.dtype}. Convert them")
+        for values in rows.values():
+            check_rows(values)
         nbytes = 2 * num_rows * self.spec.model.d_model * len(rows)
         return self._pipeline.submit(nbytes, lambda: self._commit(shard, split, tokens, rows, sums))
 
@@ -204,6 +213,7 @@ class CacheWriter:
         others += [shard_record_path(shard, split) for split in SPLITS for shard in range(self.num_shards(split))]
         for name in others:
             path = self.folder / name
+            sync_file(path)
             files[name] = FileRecord(nbytes=path.stat().st_size, sha256=file_sha256(path))
         for path in self.folder.rglob("*"):
             if path.is_file() and path.relative_to(self.folder).as_posix() not in files:
@@ -219,7 +229,7 @@ class CacheWriter:
             files=files,
         )
         self._check_lease()
-        write_sealed(self.folder / MANIFEST_FILE, manifest)
+        write_sealed(self.folder / MANIFEST_FILE, manifest, token=self._token)
         return manifest
 
     def _check_lease(self) -> None:
@@ -255,10 +265,9 @@ class CacheWriter:
             files=files,
             sums=summed.result(),
         )
-        if set(record.sums) != set(rows):
-            raise ValueError(f"expected sums of {', '.join(rows)} for shard {shard}, got {', '.join(record.sums)}")
+        _check_sums(record.sums, rows, shard=shard)
         self._check_lease()
-        write_sealed(self.folder / shard_record_path(shard, split), record)
+        write_sealed(self.folder / shard_record_path(shard, split), record, token=self._token)
 
     def _shard_parts(self, rows: Rows | Tensor, order: Numbers) -> Iterator[bytes | memoryview]:
         """The bytes of a zarr v3 shard: encoded inner chunks, each with its crc32c, then the index and its crc32c."""
@@ -273,7 +282,7 @@ class CacheWriter:
         yield crc32c((index.tobytes(),))
 
     def _write(self, name: str, parts: Iterator[bytes | memoryview] | Parts) -> FileRecord:
-        nbytes, sha256 = write_parts(self.folder / name, parts, token=self._lease.token if self._lease else "")
+        nbytes, sha256 = write_parts(self.folder / name, parts, token=self._token)
         return FileRecord(nbytes=nbytes, sha256=sha256)
 
     def _fits(self, record: ShardRecord, shard: int, split: Split) -> bool:
@@ -348,6 +357,17 @@ def create_token_array(group: Path, spec: CacheSpec, *, num_sequences: int) -> N
         fill_value=0,
         dimension_names=("sequence", "position"),
     )
+
+
+def _check_sums(sums: Sums, rows: Mapping[str, Rows | Tensor], *, shard: int) -> None:
+    """ValueError for sums that no manifest could be made from, before the shard is committed with them."""
+    expected = {hook: (len(values), values.shape[1], values.shape[1]) for hook, values in rows.items()}
+    got = {hook: (each.num_rows, len(each.sum), len(each.sum_of_squares)) for hook, each in sums.items()}
+    if got != expected:
+        raise ValueError(
+            f"expected sums for shard {shard} of (rows, channels, channels) {expected}, got {got}. "
+            "Sum the very rows that are handed over"
+        )
 
 
 def _token_chunk(tokens: NDArray[np.uint32]) -> Parts:

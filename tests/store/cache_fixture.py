@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from store.layout import SPLITS, Split
+from store.lease import Lease
 from store.manifest import CacheSpec, ModelIdentity, ShardSums
 from store.writer import CacheWriter
 
@@ -74,8 +75,16 @@ def fill(writer: CacheWriter, shard: int, split: Split = "training") -> None:
     writer.write_shard(shard, split=split, tokens=tokens_of(last)[first:], rows=rows, sums=sums)
 
 
-def make_writer(folder: Path, *, num_sequences: int = NUM_SEQUENCES, **changes: Any) -> CacheWriter:  # noqa: ANN401
-    return CacheWriter(folder, make_spec(**changes), num_sequences=num_sequences, num_held_out_sequences=NUM_HELD_OUT)
+def make_writer(
+    folder: Path,
+    *,
+    num_sequences: int = NUM_SEQUENCES,
+    lease: Lease | None = None,
+    **changes: Any,  # noqa: ANN401 - fields of the spec
+) -> CacheWriter:
+    return CacheWriter(
+        folder, make_spec(**changes), num_sequences=num_sequences, num_held_out_sequences=NUM_HELD_OUT, lease=lease
+    )
 
 
 def finish(writer: CacheWriter) -> None:

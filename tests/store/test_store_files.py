@@ -1,13 +1,12 @@
 """Files in a folder: sizes, ranges, and what is said when they are not as they should be."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from store.errors import DamagedFile, IncompleteCache, StoreError
-from store.files import _MAX_OPEN, LocalFiles, Mode, open_files, sha256_of
+from store.files import _MAX_OPEN, LocalFiles, Mode, open_files
 
 
 @pytest.fixture(params=["mmap", "pread"])
@@ -68,12 +67,6 @@ def test_a_file_cut_short_after_opening_is_an_error_and_not_a_crash(tmp_path: Pa
         file.truncate(100)
     with pytest.raises(DamagedFile, match=r"expected .*shard to have 4096 bytes, got 100: it was cut short"):
         reader.read(0, 10)
-
-
-def test_a_digest_is_that_of_all_bytes(files: LocalFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("store.files._PIECE_NBYTES", 30)
-    assert sha256_of(files, "hook/c/0", 100) == hashlib.sha256(bytes(range(100))).hexdigest()
-    assert sha256_of(files, "empty", 0) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 def test_more_files_than_may_be_open_can_be_read(tmp_path: Path) -> None:

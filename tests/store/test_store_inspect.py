@@ -1,8 +1,10 @@
 """Verification finds everything that is not as written, and says it by file; a summary says what a cache holds."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,12 +58,26 @@ def test_a_file_that_cannot_be_read_is_a_problem_and_not_the_end(make_cache: Mak
     assert problem == f"{path}: expected {load_manifest(folder).files['tokens/c/0/0'].nbytes} bytes, found no file"
 
 
-def test_records_of_another_cache_are_found_even_where_the_manifest_lists_them(make_cache: MakeCache) -> None:
-    folder, other = make_cache(), make_cache("other", harvest_version=2)
+def fewer_hooks(record: dict[str, Any]) -> None:
+    del record["files"][f"{HOOKS[1]}/c/1/0"], record["sums"][HOOKS[1]]
+
+
+def no_rows(record: dict[str, Any]) -> None:
+    record["sums"][HOOKS[0]]["num_rows"] = 0
+
+
+def other_spec(record: dict[str, Any]) -> None:
+    record["spec_digest"] = "0" * 64
+
+
+@pytest.mark.parametrize("change", [fewer_hooks, no_rows, other_spec])
+def test_records_of_another_cache_are_found_even_where_the_manifest_lists_them(
+    make_cache: MakeCache, change: Callable[[dict[str, Any]], None]
+) -> None:
+    folder = make_cache()
     name = "shards/00001.json"
-    foreign = (other / name).read_bytes()
+    foreign = resealed((folder / name).read_bytes(), change)
     (folder / name).write_bytes(foreign)
-    import hashlib
 
     def relist(manifest: dict) -> None:  # type: ignore[type-arg]
         manifest["files"][name] = {"nbytes": len(foreign), "sha256": hashlib.sha256(foreign).hexdigest()}

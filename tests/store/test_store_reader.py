@@ -1,5 +1,6 @@
 """Batches: every row once an epoch, in a reproducible order, continued bit-identically from any position."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from store.errors import DamagedFile, IncompleteCache
+from store.files import Mode
 from store.inspect import describe, verify
 from store.reader import ActivationCache, Position
 from tests.store.cache_fixture import HOOKS, NUM_SEQUENCES, rows_of, tokens_of
@@ -243,3 +245,20 @@ def test_an_error_of_a_decoding_thread_is_raised_again_and_again(make_cache: Mak
             list(stream)
         with pytest.raises(DamagedFile, match="c/2/0"):
             next(stream)
+
+
+def open_files_below(folder: Path) -> list[str]:
+    """Files below a folder that this process holds open or mapped (Linux)."""
+    held = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    held += Path("/proc/self/maps").read_text().split()
+    return [name for name in held if name.startswith(f"{folder}/")]
+
+
+@pytest.mark.parametrize("mode", ["mmap", "pread"])
+def test_a_cache_that_nobody_has_any_more_holds_no_file_open(make_cache: MakeCache, mode: Mode) -> None:
+    folder = make_cache()
+    cache = ActivationCache(folder, mode=mode)
+    cache.rows(HOOKS[0], range(NUM_ROWS))
+    assert open_files_below(folder)
+    del cache
+    assert not open_files_below(folder)

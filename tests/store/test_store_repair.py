@@ -48,8 +48,8 @@ def mend(folder: Path, *, output: str = "", remake: object = None, accept: bool 
     )
 
 
-def remaker(damaged: Path, *, spoil: bool = False) -> Callable[[Manifest, Path, Lease], None]:
-    """Makes the fixture's rows again; `spoil` as a machine would that rounds one number otherwise."""
+def remaker(damaged: Path, *, spoil: str = "") -> Callable[[Manifest, Path, Lease], None]:
+    """Makes the fixture's rows again; spoilt `rows` are of a machine that rounds otherwise, `tokens` of a new text."""
 
     def remake(manifest: Manifest, target: Path, lease: Lease) -> None:
         with CacheWriter(
@@ -59,7 +59,7 @@ def remaker(damaged: Path, *, spoil: bool = False) -> Callable[[Manifest, Path, 
             for split in SPLITS:
                 for shard in writer.missing_shards(split):
                     if spoil:
-                        _fill_otherwise(writer, shard)
+                        _fill_otherwise(writer, shard, spoil)
                     else:
                         fill(writer, shard, split)
             writer.finish()
@@ -67,12 +67,16 @@ def remaker(damaged: Path, *, spoil: bool = False) -> Callable[[Manifest, Path, 
     return remake
 
 
-def _fill_otherwise(writer: CacheWriter, shard: int) -> None:
+def _fill_otherwise(writer: CacheWriter, shard: int, what: str) -> None:
     first, last = shard * 12, shard * 12 + writer.shard_sequences(shard)
     rows = {hook: rows_of(hook, last)[first * 8 :].copy() for hook in HOOKS}
     rows[HOOKS[0]][0, 0] ^= 1
-    sums = {hook: ShardSums(num_rows=96, sum=[0.0] * 48, sum_of_squares=[1.0] * 48) for hook in HOOKS}
-    writer.write_shard(shard, tokens=tokens_of(last)[first:], rows=rows, sums=sums)
+    sums = {
+        hook: ShardSums(num_rows=len(bits), sum=[0.0] * 48, sum_of_squares=[1.0] * 48) for hook, bits in rows.items()
+    }
+    tokens = tokens_of(last)[first:]
+    tokens[0, 1] += what == "tokens"
+    writer.write_shard(shard, tokens=tokens, rows=rows, sums=sums)
 
 
 @pytest.fixture
@@ -151,9 +155,9 @@ def test_other_bytes_are_refused_unless_they_are_accepted_and_then_the_lineage_s
         MismatchedCache,
         match=rf"expected the recorded bytes .*, got others for {folder / SHARD}\. .*--accept-different",
     ):
-        mend(folder, remake=remaker(folder, spoil=True))
+        mend(folder, remake=remaker(folder, spoil="rows"))
     assert contents(folder) == broken
-    done = mend(folder, remake=remaker(folder, spoil=True), accept=True)
+    done = mend(folder, remake=remaker(folder, spoil="rows"), accept=True)
     assert done.changed == [SHARD]
     after = load_manifest(folder)
     (origin,) = after.lineage
@@ -166,6 +170,18 @@ def test_other_bytes_are_refused_unless_they_are_accepted_and_then_the_lineage_s
     expected = rows_of(HOOKS[0], NUM_SEQUENCES)
     expected[12 * 8, 0] ^= 1
     np.testing.assert_array_equal(ActivationCache(folder).rows(HOOKS[0], np.arange(328)), expected)
+
+
+def test_rows_of_another_text_are_refused_even_where_other_bytes_are_accepted(make_cache: MakeCache) -> None:
+    folder = make_cache()
+    damage(folder, SHARD)  # the tokens of that shard are whole
+    before = contents(folder)
+    with pytest.raises(
+        MismatchedCache,
+        match=rf"to give the recorded tokens again, got others for {folder / 'tokens/c/1/0'}\. The text",
+    ):
+        mend(folder, remake=remaker(folder, spoil="tokens"), accept=True)
+    assert contents(folder) == before
 
 
 def test_a_cache_without_manifest_or_of_another_kind_is_not_repaired(make_cache: MakeCache, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import zarr
 
+from store.atomic import clear_leftovers, exclusive_lock
 from store.encoder import ShardPipeline
 from store.errors import StoreError
 from store.layout import disk_order
@@ -122,6 +123,87 @@ def test_rows_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
         writer.write_shard(0, tokens=tokens_of(12), rows={HOOKS[0]: rows_of(HOOKS[0], 12)}, sums=sums)
 
 
+def shard_0(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What `submit_shard` is given for the first shard, 96 rows of 48 channels at two hooks."""
+    sums = ShardSums(num_rows=96, sum=[0.0] * 48, sum_of_squares=[0.0] * 48)
+    given = {"tokens": tokens_of(12), "rows": {hook: rows_of(hook, 12) for hook in HOOKS}}
+    return {**given, "sums": dict.fromkeys(HOOKS, sums)} | changes
+
+
+@pytest.mark.parametrize("codec", ["bf16_planes_v1", "zstd", "none"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, ">u2", torch.float32, torch.float16])
+def test_rows_that_are_no_bfloat16_are_refused_and_never_cast(tmp_path: Path, codec: str, dtype: Any) -> None:  # noqa: ANN401
+    ours = rows_of(HOOKS[0], 12)
+    rows = torch.zeros(ours.shape, dtype=dtype) if isinstance(dtype, torch.dtype) else ours.astype(dtype)
+    with (
+        make_writer(tmp_path / "cache", codec=codec) as writer,
+        pytest.raises(ValueError, match=r"expected rows \(n, d\), d >= 1, that are uint16 .* of shape \(96, 48\)"),
+    ):
+        writer.submit_shard(0, **shard_0(rows={HOOKS[0]: ours, HOOKS[1]: rows}))
+
+
+def test_tokens_that_would_have_to_be_cast_are_refused(tmp_path: Path) -> None:
+    with (
+        make_writer(tmp_path / "cache") as writer,
+        pytest.raises(ValueError, match="expected uint32 tokens for shard 0, got int64"),
+    ):
+        writer.submit_shard(0, **shard_0(tokens=tokens_of(12).astype(np.int64)))
+
+
+def test_sums_of_other_rows_do_not_commit_a_shard(tmp_path: Path) -> None:
+    sums = ShardSums(num_rows=95, sum=[0.0] * 48, sum_of_squares=[0.0] * 48)
+    with make_writer(tmp_path / "cache") as writer:
+        with pytest.raises(ValueError, match=r"expected sums for shard 0 .* \(96, 48, 48\).*, got .* \(95, 48, 48\)"):
+            writer.write_shard(0, **shard_0(sums=dict.fromkeys(HOOKS, sums)))
+        assert writer.missing_shards() == [0, 1, 2, 3]
+
+
+def test_sums_that_cannot_be_computed_do_not_commit_a_shard(tmp_path: Path) -> None:
+    def sums() -> dict[str, ShardSums]:
+        raise ArithmeticError("overflow")
+
+    with make_writer(tmp_path / "cache") as writer:
+        with pytest.raises(ArithmeticError, match="overflow"):
+            writer.write_shard(0, **shard_0(sums=sums))
+        assert writer.missing_shards() == [0, 1, 2, 3]
+        with pytest.raises(ArithmeticError, match="overflow"):
+            writer.finish()
+
+
+def test_rows_of_any_layout_in_memory_are_stored_as_the_same_bytes(tmp_path: Path) -> None:
+    folders = ("rows", "columns", "tensor")
+    for folder in folders:
+        with make_writer(tmp_path / folder) as writer:
+            rows: dict[str, Any] = {hook: rows_of(hook, 12) for hook in HOOKS}
+            if folder != "rows":
+                rows = {hook: np.asfortranarray(bits) for hook, bits in rows.items()}
+            if folder == "tensor":
+                rows = {hook: torch.from_numpy(bits) for hook, bits in rows.items()}
+            writer.write_shard(0, **shard_0(rows=rows))
+    first, *others = (contents(tmp_path / folder) for folder in folders)
+    assert all(first == other for other in others)
+
+
+def test_a_worker_that_starts_spares_all_that_others_under_its_lease_are_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+    seen = []
+
+    def replace_when_another_worker_starts(self: Path, target: Path) -> Path:
+        seen.append(target.name)
+        clear_leftovers(tmp_path / "cache", token=lease.token)
+        return replace(self, target)
+
+    with exclusive_lock(tmp_path) as lease:
+        made = make_writer(tmp_path / "cache", num_sequences=12, lease=lease)
+        monkeypatch.setattr(Path, "replace", replace_when_another_worker_starts)
+        with made as writer:
+            finish(writer)
+        monkeypatch.undo()
+    assert {"0", "00000.json", "manifest.json"} <= set(seen)
+
+
 def test_moments_are_those_of_all_rows(make_cache: MakeCache) -> None:
     moments = load_manifest(make_cache()).moments[HOOKS[0]]
     values = (rows_of(HOOKS[0], NUM_SEQUENCES).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
@@ -191,6 +273,27 @@ def test_the_first_shard_that_failed_is_the_one_that_is_reported() -> None:
                 pipeline.wait()
         with pytest.raises(ValueError, match="first"):
             pipeline.submit(1, fail)
+
+
+def test_a_shard_that_was_given_up_does_not_say_that_it_is_committed() -> None:
+    fail = threading.Event()
+
+    def full() -> None:
+        fail.wait(10)
+        raise OSError("full")
+
+    with ShardPipeline(num_threads=1, max_pending_bytes=10**9) as pipeline:
+        futures = [pipeline.submit(1, full), pipeline.submit(1, full), pipeline.submit(1, lambda: None)]
+        fail.set()
+        assert [str(future.exception(10)) for future in futures] == ["full"] * 3
+
+
+def test_a_pipeline_that_was_closed_takes_nothing_and_waits_for_nothing() -> None:
+    pipeline = ShardPipeline(num_threads=1, max_pending_bytes=100)
+    pipeline.close()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pipeline.submit(60, lambda: None)
+    pipeline.wait()
 
 
 def test_a_disk_that_is_full_is_one_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
