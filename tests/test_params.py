@@ -62,7 +62,17 @@ MISTAKES = {
     "an unknown kind of lambda": (
         FIXED_1,
         "{kind: fixd, value: 1.0}",
-        r"fixed-1\.lambda\.kind: expected 'fixed'.*got 'fixd'",
+        r"fixed-1\.lambda\.kind: expected 'fixed'.*got 'fixd' \(did you mean fixed\?\)\. Choose one of them",
+    ),
+    "a lambda without its kind": (
+        FIXED_1,
+        "{value: 1.0}",
+        r"fixed-1\.lambda: expected a record with a kind, such as {kind: \.\.\.}, got {'value': 1\.0}\. Add its kind",
+    ),
+    "a grid of a field of a record that its variants do not give": (
+        "grid: {}",
+        "grid: {g: {of: [baseline], values: {architecture.k: [8]}}}",
+        r"grid\.g\.architecture: expected a record with a kind, .*got {'k': 8}\. Add its kind",
     ),
     "a grid of an unknown field": (
         "grid: {}",
