@@ -162,7 +162,9 @@ def _explain(error: ValidationError, path: Path, prefix: tuple[str, ...], record
         elif mistake["type"] == "union_tag_invalid":
             tags = mistake["ctx"]["expected_tags"]
             suggestion = _suggestion(str(mistake["ctx"]["tag"]), re.findall("'([^']+)'", tags))
-            lines.append(f"{where}.kind: expected {tags}, got {mistake['ctx']['tag']!r}{suggestion}. Choose one of them")
+            lines.append(
+                f"{where}.kind: expected {tags}, got {mistake['ctx']['tag']!r}{suggestion}. Choose one of them"
+            )
         elif mistake["type"] == "union_tag_not_found":
             lines.append(f"{where}: expected a record with a kind, such as {{kind: ...}}, got {given!r}. Add its kind")
         else:
