@@ -8,6 +8,7 @@ from params import ParamsError, load_params
 from pipeline import main
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
+GRIDS = (("a", "baseline"), ("b", "fixed-1"))
 FIXED_1 = "{kind: fixed, value: 1.0}"
 
 
@@ -104,6 +105,11 @@ MISTAKES = {
         "grid: {}",
         f"grid: {{g: {{of: all, values: {{seed: {list(range(600))}}}}}}}",
         r"grid\.g: expected at most 512 variants in all, got 3000 from this grid",
+    ),
+    "two grids too large together": (
+        "grid: {}",
+        f"grid: {{{', '.join(f'{g}: {{of: [{v}], values: {{seed: {list(range(300))}}}}}' for g, v in GRIDS)}}}",
+        r"grid\.b: expected at most 512 variants in all, got 300 from this grid",
     ),
     "settings that do not go together": (
         FIXED_1,
