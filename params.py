@@ -1,6 +1,7 @@
 """Reads params.yaml: one profile's sections and the variants, checked as a whole before any stage does anything."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,13 @@ def _explain(error: ValidationError, path: Path, prefix: tuple[str, ...], record
         elif mistake["type"] == "value_error":
             lines.append(f"{where}: {mistake['ctx']['error']}")
         elif mistake["type"] == "union_tag_invalid":
-            lines.append(f"{where}.kind: expected {mistake['ctx']['expected_tags']}, got {mistake['ctx']['tag']!r}")
+            tags = mistake["ctx"]["expected_tags"]
+            suggestion = _suggestion(str(mistake["ctx"]["tag"]), re.findall("'([^']+)'", tags))
+            lines.append(
+                f"{where}.kind: expected {tags}, got {mistake['ctx']['tag']!r}{suggestion}. Choose one of them"
+            )
+        elif mistake["type"] == "union_tag_not_found":
+            lines.append(f"{where}: expected a record with a kind, such as {{kind: ...}}, got {given!r}. Add its kind")
         else:
             message = mistake["msg"].replace("Input should be", "expected", 1)
             lines.append(f"{where}: {message}, got {given!r} ({type(given).__name__})")

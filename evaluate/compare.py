@@ -183,10 +183,11 @@ def seed_groups(cards: Mapping[str, SAECard], metrics: Mapping[str, Mapping[str,
         grouped.setdefault(treatment(card), []).append(name)
     groups = []
     for names in grouped.values():
+        of_seed = {cards[name].seed: name for name in reversed(names)}  # one setting under two names counts once
         seeds = tuple(dict.fromkeys(cards[name].seed for name in names))
         figures = {}
         for metric in METRICS:
-            values = [metrics[name][metric.key] for name in names]
+            values = [metrics[of_seed[seed]][metric.key] for seed in seeds]
             deviation = statistics.stdev(values) if len(seeds) > 1 else None
             figures[metric.key] = Spread(statistics.fmean(values), deviation)
         groups.append(SeedGroup(tuple(names), seeds, figures))

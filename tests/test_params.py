@@ -8,6 +8,7 @@ from params import ParamsError, load_params
 from pipeline import main
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
+GRIDS = (("a", "baseline"), ("b", "fixed-1"))
 FIXED_1 = "{kind: fixed, value: 1.0}"
 
 
@@ -62,7 +63,17 @@ MISTAKES = {
     "an unknown kind of lambda": (
         FIXED_1,
         "{kind: fixd, value: 1.0}",
-        r"fixed-1\.lambda\.kind: expected 'fixed'.*got 'fixd'",
+        r"fixed-1\.lambda\.kind: expected 'fixed'.*got 'fixd' \(did you mean fixed\?\)\. Choose one of them",
+    ),
+    "a lambda without its kind": (
+        FIXED_1,
+        "{value: 1.0}",
+        r"fixed-1\.lambda: expected a record with a kind, such as {kind: \.\.\.}, got {'value': 1\.0}\. Add its kind",
+    ),
+    "a grid of a field of a record that its variants do not give": (
+        "grid: {}",
+        "grid: {g: {of: [baseline], values: {architecture.k: [8]}}}",
+        r"grid\.g\.architecture: expected a record with a kind, .*got {'k': 8}\. Add its kind",
     ),
     "a grid of an unknown field": (
         "grid: {}",
@@ -94,6 +105,11 @@ MISTAKES = {
         "grid: {}",
         f"grid: {{g: {{of: all, values: {{seed: {list(range(600))}}}}}}}",
         r"grid\.g: expected at most 512 variants in all, got 3000 from this grid",
+    ),
+    "two grids too large together": (
+        "grid: {}",
+        f"grid: {{{', '.join(f'{g}: {{of: [{v}], values: {{seed: {list(range(300))}}}}}' for g, v in GRIDS)}}}",
+        r"grid\.b: expected at most 512 variants in all, got 300 from this grid",
     ),
     "settings that do not go together": (
         FIXED_1,

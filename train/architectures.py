@@ -34,7 +34,8 @@ class TopK(Record):
 class BatchTopK(Record):
     """a = relu(pre) where it is among the k * B largest of the batch, 0 elsewhere (Bussmann et al., arXiv 2412.06410).
 
-    Afterwards a latent fires above a threshold, the running mean (rate 0.01) of the smallest a that fired.
+    Afterwards a latent fires above a threshold, the running mean of the smallest a that fired (rate 0.01, in runs of
+    less than 1000 steps 10 / steps).
     """
 
     kind: Literal["batchtopk"]

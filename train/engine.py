@@ -11,6 +11,7 @@ from train.architectures import FAST, USES_L1, AuxK, BatchTopK, JumpReLU, TopK
 from train.config import VariantSettings, shape_key
 from train.fused import FusedStep, product_dtype
 from train.initialise import FREE_LENGTH, initial_weights
+from train.select import THRESHOLD_RATE, threshold_rate
 from train.stacked import StackedStep
 
 
@@ -45,8 +46,12 @@ def make_step(
     scale: float,
     mean: Sequence[float],
     device: torch.device,
+    num_steps: int | None = None,
 ) -> Step:
-    """The stacked variants before their first step; ValueError where they cannot be stacked."""
+    """The stacked variants before their first step; ValueError where they cannot be stacked.
+
+    `num_steps`: of the run, which decides how fast batchtopk's threshold forgets; None is a long one.
+    """
     keys = {shape_key(each) for each in settings}
     if len(keys) != 1:
         raise ValueError(f"expected variants of one shape in a group, got {len(keys)}: {keys}. Group them by shape_key")
@@ -59,7 +64,8 @@ def make_step(
         decoder_length=FREE_LENGTH if settings[0].decoder_norm == "free" else 1.0,
     )
     kind = FusedStep if isinstance(settings[0].architecture, FAST) else StackedStep
-    return kind(weights, settings, batch_rows=batch_rows, product_dtype=product_dtype(device))
+    rate = THRESHOLD_RATE if num_steps is None else threshold_rate(num_steps)
+    return kind(weights, settings, batch_rows=batch_rows, product_dtype=product_dtype(device), threshold_rate=rate)
 
 
 def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows: int, device: torch.device) -> int:

@@ -93,7 +93,7 @@ def front_matter(card: SAECard, *, license_id: str | None) -> str:
 
 
 def _introduction(cards: Mapping[str, SAECard]) -> str:
-    card = next(iter(cards.values()))
+    card = max(cards.values(), key=lambda each: each.num_training_rows)  # one that diverged stopped early
     text = (
         f"Trained on the same {card.num_training_rows:,} rows of {card.d_model} channels in the same order, so that a "
         "difference between two of them that start from one seed is the treatment."

@@ -26,7 +26,7 @@ from store.sae import SAEWeights
 from train.architectures import AuxK, BatchTopK, TopK
 from train.config import VariantSettings
 from train.initialise import StackedWeights
-from train.select import keep_top_of_batch_, keep_top_of_rows_, running_threshold, top_dead
+from train.select import THRESHOLD_RATE, keep_top_of_batch_, keep_top_of_rows_, running_threshold, top_dead
 
 _CARRIERS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 3}
 _COLUMNS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 8}  # 8 keeps bfloat16 rows aligned to 16 bytes
@@ -47,13 +47,15 @@ class FusedStep:
         *,
         batch_rows: int,
         product_dtype: torch.dtype,
+        threshold_rate: float = THRESHOLD_RATE,
     ) -> None:
-        """`weights`: where training begins; they are copied."""
+        """`weights`: where training begins; they are copied. `threshold_rate`: see select.threshold_rate."""
         V, F, D = weights.W_dec.shape
         device, dtype = weights.W_dec.device, weights.W_dec.dtype
         self._batch_rows = batch_rows
         self._d_model = D
         self._settings = list(settings)
+        self._threshold_rate = threshold_rate
         self._carriers = _CARRIERS[product_dtype]
         self._cast = product_dtype != dtype
         K = D + _COLUMNS[product_dtype]
@@ -166,7 +168,9 @@ class FusedStep:
             for kind, a_FB in zip(kinds, self.activations_VFB, strict=True):
                 assert isinstance(kind, BatchTopK)
                 smallest.append(keep_top_of_batch_(a_FB, count=kind.k * self._batch_rows))
-            self.threshold_V.copy_(running_threshold(self.threshold_V, torch.stack(smallest)))
+            self.threshold_V.copy_(
+                running_threshold(self.threshold_V, torch.stack(smallest), rate=self._threshold_rate)
+            )
 
     def _backward(self, dead_VF: Tensor | None) -> None:
         D = self._d_model

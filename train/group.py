@@ -47,7 +47,7 @@ def make_group(
     """
     for each in settings:
         check_against_data(each, d_model=len(mean))
-    step = make_step(settings, batch_rows=batch_rows, scale=scale, mean=mean, device=device)
+    step = make_step(settings, batch_rows=batch_rows, scale=scale, mean=mean, device=device, num_steps=num_steps)
     return VariantGroup(step, settings, num_steps=num_steps, batch_rows=batch_rows, scale=scale, mean=mean)
 
 

@@ -43,10 +43,14 @@ def resample_(
 def draw_rows(
     row_errors_B: Tensor, count: int, *, seed: int, step: int
 ) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """`count` rows of the batch, each drawn with probability ||x - x_hat||^4 over their sum, with replacement."""
+    """`count` rows of the batch, each drawn with probability ||x - x_hat||^4 over their sum, with replacement.
+
+    All are alike where that sum is 0, or not finite: a variant may have diverged since the last log record.
+    """
     weight_B = row_errors_B.to("cpu", torch.float64).numpy() ** 2
+    total = weight_B.sum()
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
-    return generator.choice(len(weight_B), size=count, p=weight_B / weight_B.sum())
+    return generator.choice(len(weight_B), size=count, p=weight_B / total if 0.0 < total < np.inf else None)
 
 
 def _mean_length(rows_FD: Tensor, live_F: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from store.sae import SAEWeights
 from train.architectures import AuxK, Gated, JumpReLU, MatryoshkaBatchTopK
 from train.config import VariantSettings
 from train.initialise import StackedWeights
-from train.select import running_threshold, smallest_of_top, top_dead
+from train.select import THRESHOLD_RATE, running_threshold, smallest_of_top, top_dead
 
 
 class Forward(NamedTuple):
@@ -74,12 +74,14 @@ class StackedStep:
         *,
         batch_rows: int,
         product_dtype: torch.dtype,
+        threshold_rate: float = THRESHOLD_RATE,
     ) -> None:
-        """`weights`: where training begins; they are copied."""
+        """`weights`: where training begins; they are copied. `threshold_rate`: see select.threshold_rate."""
         V, F, D = weights.W_dec.shape
         device, dtype = weights.W_dec.device, weights.W_dec.dtype
         self._batch_rows = batch_rows
         self._settings = list(settings)
+        self._threshold_rate = threshold_rate
         self._product_dtype = product_dtype
         self.W_enc, self.W_dec = weights.W_enc.clone(), weights.W_dec.clone()
         self.b_dec = weights.b_dec.clone()
@@ -178,7 +180,7 @@ class StackedStep:
             count = each.architecture.k * self._batch_rows
             smallest.append(smallest_of_top(a_BF, count=count))
         smallest_V = torch.stack(smallest)
-        self.threshold_V.copy_(running_threshold(self.threshold_V, smallest_V))
+        self.threshold_V.copy_(running_threshold(self.threshold_V, smallest_V, rate=self._threshold_rate))
         a_VBF = positive_VBF * (positive_VBF.detach() >= smallest_V[:, None, None])
         error_VBD = p["b_dec"][:, None, :] - x_BD
         auxiliary_V = torch.zeros(len(a_VBF), dtype=_wide(a_VBF), device=a_VBF.device)

@@ -86,10 +86,12 @@ class Combination:
 
 def combinations(grid: Mapping[str, GridConfig], variants: Mapping[str, VariantConfig]) -> Iterator[Combination]:
     """Every point of every grid in the order of the file; ValueError for a base that is not there, or too many."""
+    total = len(variants)
     for name, each in grid.items():
         bases = _bases(name, each, variants)
         count = len(bases) * math.prod(len(values) for values in each.values.values())
-        if count + len(variants) > MAX_VARIANTS:
+        total += count
+        if total > MAX_VARIANTS:
             raise ValueError(
                 f"grid.{name}: expected at most {MAX_VARIANTS} variants in all, got {count} from this grid "
                 f"({len(bases)} times {' times '.join(str(len(values)) for values in each.values.values())}). "

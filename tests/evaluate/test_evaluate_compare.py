@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluate.compare import baseline_of, families, seed_groups, shown_in_full
+from evaluate.compare import METRICS, baseline_of, families, seed_groups, shown_in_full
 from store.manifest import ModelIdentity
 from store.sae import SAECard
 
@@ -56,8 +56,6 @@ def test_a_variant_is_compared_with_the_baseline_that_differs_by_the_treatment_a
 
 
 def test_seeds_are_replicates_with_a_mean_and_a_spread() -> None:
-    from evaluate.compare import METRICS
-
     figures = {name: dict.fromkeys((metric.key for metric in METRICS), float(i)) for i, name in enumerate(STUDY)}
     groups = {group.variants: group for group in seed_groups(STUDY, figures)}
     assert ("baseline", "baseline-1") in groups
@@ -66,6 +64,15 @@ def test_seeds_are_replicates_with_a_mean_and_a_spread() -> None:
     assert spread.mean == 0.5
     assert spread.deviation is not None
     assert abs(spread.deviation - 0.5**0.5) < 1e-12  # of 0 and 1: sqrt((0.25 + 0.25) / 1)
+
+
+def test_one_seed_under_two_names_counts_once_in_the_spread() -> None:
+    cards = by_name(card("a", ONE), card("again", ONE), card("b", ONE, seed=1))
+    figures = {name: dict.fromkeys((m.key for m in METRICS), v) for name, v in (("a", 0.0), ("again", 0.0), ("b", 1.0))}
+    (group,) = seed_groups(cards, figures)
+    assert group.variants == ("a", "again", "b")
+    assert group.seeds == (0, 1)
+    assert group.figures["l0"].mean == 0.5
 
 
 def test_a_family_is_one_treatment_at_several_sparsities() -> None:

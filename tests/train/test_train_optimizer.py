@@ -81,6 +81,13 @@ def test_rows_are_drawn_by_their_squared_error_and_the_same_again() -> None:
     assert (drawn == draw_rows(torch.tensor([0.0, 1.0, 3.0]), 10_000, seed=1, step=2)).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_rows_are_drawn_alike_where_their_errors_say_nothing(value: float) -> None:
+    # A variant that diverged between two log records must not end the training of the others.
+    drawn = draw_rows(torch.tensor([value, value, 0.0]), 3_000, seed=1, step=2)
+    assert np.bincount(drawn, minlength=3) == pytest.approx([1000, 1000, 1000], rel=0.1)
+
+
 @pytest.mark.parametrize("kind", [{"kind": "relu"}, {"kind": "jumprelu", "l0": 1.0, "start_threshold": 0.25}])
 def test_a_dead_latent_starts_again_at_a_row_and_the_others_stay(kind: dict[str, object], resolved: Resolved) -> None:
     settings = [resolved(architecture=kind, d_sae=5, batch_rows=4)] * 2

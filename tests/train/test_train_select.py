@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from train.select import keep_top_of_batch_, keep_top_of_rows_, running_threshold, smallest_of_top, top_dead
+from train.select import (
+    keep_top_of_batch_,
+    keep_top_of_rows_,
+    running_threshold,
+    smallest_of_top,
+    threshold_rate,
+    top_dead,
+)
 
 
 def rows(F: int, B: int, *, shift: float = 0.0) -> torch.Tensor:
@@ -47,10 +54,14 @@ def test_infinities_and_numbers_that_are_none_do_not_hang() -> None:
     assert pre[:, 0].tolist() == [float("inf"), 0.0, 0.0]
 
 
-def test_the_threshold_starts_at_its_first_value_and_moves_a_hundredth_of_the_way() -> None:
+def test_the_threshold_starts_at_its_first_value_and_moves_by_its_rate() -> None:
     none, two, three = (torch.tensor([value], dtype=torch.float64) for value in (float("nan"), 2.0, 3.0))
-    assert running_threshold(none, two).tolist() == [2.0]
-    assert running_threshold(two, three).tolist() == pytest.approx([2.01])
+    assert running_threshold(none, two, rate=0.01).tolist() == [2.0]
+    assert running_threshold(two, three, rate=0.01).tolist() == pytest.approx([2.01])
+
+
+def test_the_threshold_of_a_short_run_forgets_faster() -> None:
+    assert [threshold_rate(num_steps) for num_steps in (5, 200, 1000, 100_000)] == [1.0, 0.05, 0.01, 0.01]
 
 
 def test_auxk_chooses_among_the_dead_only_and_takes_all_where_they_are_few() -> None:
