@@ -2,12 +2,12 @@
 
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from store.closing import Closing
 from store.stream import BatchStream, Position
 
 DEPTH = 2
@@ -20,7 +20,7 @@ class _Copy(NamedTuple):
     position: Position
 
 
-class DeviceBatches(Iterator[Tensor]):
+class DeviceBatches(Iterator[Tensor], Closing):
     """The batches of a stream as bfloat16 tensors (batch_rows, d_model) on a device, in the same order.
 
     On a CPU a batch is the stream's own memory, valid until the next is asked for. On a GPU it is a tensor of its own,
@@ -68,14 +68,6 @@ class DeviceBatches(Iterator[Tensor]):
     def close(self) -> None:
         """Stops the decoding threads."""
         self._batches.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _start_copies(self) -> None:
         assert self._side is not None

@@ -9,13 +9,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
 from torch import Tensor
 
+from store.closing import Closing
 from store.codec import CodecName, Parts, encode_chunk_parts, on_host
 from store.layout import Numbers
 from store.planes import Rows
@@ -26,7 +26,7 @@ _WRITERS = 2  # one file syncs while another is written
 _CHUNKS_AHEAD_BYTES = 64 * 2**20  # rows of encoded chunks that may wait for the disk, per file
 
 
-class ShardPipeline:
+class ShardPipeline(Closing):
     """The threads of one writer.
 
     Args:
@@ -132,14 +132,6 @@ class ShardPipeline:
         """Ends the threads after what is under way."""
         self._writers.shutdown(wait=True)
         self._encoders.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _encode(codec: CodecName, rows: Rows | Tensor, order: Numbers, rows_per_chunk: int) -> tuple[Parts, int]:

@@ -3,12 +3,12 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from store.closing import Closing
 from store.layout import EpochPlan, Numbers, Split
 from store.manifest import CacheSpec
 from store.planes import Rows
@@ -38,7 +38,7 @@ def chunks_per_pool(pool_bytes: int, spec: CacheSpec, *, num_hooks: int) -> int:
     return max(1, pool_bytes // 2 // (spec.rows_per_chunk * row_nbytes))
 
 
-class AlignedBatches(Iterator[tuple[Rows, ...]]):
+class AlignedBatches(Iterator[tuple[Rows, ...]], Closing):
     """Batches of several hooks, one (batch_rows, d_model) array each, valid until the next is asked for.
 
     An epoch reads all chunks in an order keyed by (seed, epoch). Half of the pool holds the rows that batches are cut
@@ -122,14 +122,6 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
     def close(self) -> None:
         """Stops the decoding threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _plan(self, epoch: int) -> EpochPlan:
         return self._cache.plan(
@@ -215,7 +207,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]]):
         return sum(len(slots) for _, slots in task)
 
 
-class BatchStream(Iterator[NDArray[np.uint16]]):
+class BatchStream(Iterator[NDArray[np.uint16]], Closing):
     """The batches of one hook: see AlignedBatches."""
 
     def __init__(self, batches: AlignedBatches) -> None:
@@ -233,11 +225,3 @@ class BatchStream(Iterator[NDArray[np.uint16]]):
     def close(self) -> None:
         """Stops the decoding threads."""
         self._batches.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

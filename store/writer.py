@@ -1,21 +1,19 @@
 """Writes an activation cache shard by shard. Every file appears whole or not at all, and the manifest comes last."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import zarr
-from numcodecs import zstd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from store.arrays import create_row_array, create_token_array, token_chunk
 from store.atomic import clear_leftovers, file_sha256, link_or_copy, sync_file, write_parts
-from store.codec import Parts, zarr_codecs
+from store.closing import Closing
+from store.codec import Parts
 from store.encoder import ShardPipeline, crc32c
 from store.errors import StoreError
 from store.layout import SPLITS, Numbers, Split, disk_order
@@ -38,12 +36,11 @@ from store.planes import Rows, check_rows
 from store.sealed import read_sealed, write_sealed
 
 GIB = 2**30
-TOKEN_ZSTD_LEVEL = 3
 
 Sums = Mapping[str, ShardSums]
 
 
-class CacheWriter:
+class CacheWriter(Closing):
     """One cache being written in a scratch folder, which survives a killed process.
 
     Args:
@@ -84,14 +81,6 @@ class CacheWriter:
         self._pipeline = ShardPipeline(
             num_threads=num_threads or os.cpu_count() or 1, max_pending_bytes=max_pending_bytes
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the threads after the shards that are under way."""
@@ -252,7 +241,7 @@ class CacheWriter:
         whole = np.zeros((self.spec.sequences_per_shard, self.spec.context_length), dtype="<u4")
         whole[: len(tokens)] = tokens
         path = token_shard_path(shard, split)
-        files = {path: self._write(path, _token_chunk(whole))}
+        files = {path: self._write(path, token_chunk(whole))}
         order = disk_order(shard, len(tokens) * self.spec.rows_per_sequence, split=split)
         for hook, values in rows.items():
             path = row_shard_path(hook, shard, split)
@@ -322,43 +311,6 @@ class CacheWriter:
                 create_row_array(group, hook, self.spec, num_sequences=num_sequences)
 
 
-def create_row_array(group: Path, hook: str, spec: CacheSpec, *, num_sequences: int) -> None:
-    """Writes the zarr.json of one hook's rows."""
-    serializer, compressors = zarr_codecs(spec.codec)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
-        zarr.create_array(
-            group,
-            name=hook,
-            shape=(num_sequences * spec.rows_per_sequence, spec.model.d_model),
-            dtype="uint16",
-            chunks=(spec.rows_per_chunk, spec.model.d_model),
-            shards=(spec.rows_per_shard, spec.model.d_model),
-            serializer=serializer,
-            compressors=[*compressors, {"name": "crc32c"}],
-            fill_value=0,
-            attributes={"logical_dtype": "bfloat16", "row_order": "permuted within shards, see store/layout.py"},
-            dimension_names=("row", "channel"),
-        )
-
-
-def create_token_array(group: Path, spec: CacheSpec, *, num_sequences: int) -> None:
-    """Writes the zarr.json of the token windows."""
-    zarr.create_array(
-        group,
-        name="tokens",
-        shape=(num_sequences, spec.context_length),
-        dtype="uint32",
-        chunks=(spec.sequences_per_shard, spec.context_length),
-        compressors=[
-            {"name": "zstd", "configuration": {"level": TOKEN_ZSTD_LEVEL, "checksum": False}},
-            {"name": "crc32c"},
-        ],
-        fill_value=0,
-        dimension_names=("sequence", "position"),
-    )
-
-
 def _check_sums(sums: Sums, rows: Mapping[str, Rows | Tensor], *, shard: int) -> None:
     """ValueError for sums that no manifest could be made from, before the shard is committed with them."""
     expected = {hook: (len(values), values.shape[1], values.shape[1]) for hook, values in rows.items()}
@@ -368,8 +320,3 @@ def _check_sums(sums: Sums, rows: Mapping[str, Rows | Tensor], *, shard: int) ->
             f"expected sums for shard {shard} of (rows, channels, channels) {expected}, got {got}. "
             "Sum the very rows that are handed over"
         )
-
-
-def _token_chunk(tokens: NDArray[np.uint32]) -> Parts:
-    encoded = zstd.compress(np.ascontiguousarray(tokens, dtype="<u4"), TOKEN_ZSTD_LEVEL)
-    return encoded, crc32c((encoded,))

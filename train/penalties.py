@@ -78,7 +78,10 @@ class GramPenalty(Record):
 
 
 class MaxCosinePenalty(Record):
-    """Mean squared cosine of each latent with its nearest one (signed), within random chunks."""
+    """Mean squared cosine of each latent with its nearest one (signed), within random chunks.
+
+    P is a mean over latents already: give it `penalty_scale: sum`, since `per_latent` divides it by d_sae once more.
+    """
 
     kind: Literal["max-cosine"]
     """Chooses this record."""
