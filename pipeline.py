@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from store.files import Files
-    from store.manifest import ModelIdentity
+    from store.identity import ModelIdentity
 
 DATA = Path("data")
 LANGUAGE_MODEL_FILE = DATA / "language_model.json"
@@ -146,17 +145,19 @@ def report(arguments: argparse.Namespace) -> None:
 
 def store_info(arguments: argparse.Namespace) -> None:
     """Say what an activation cache holds: model, text, rows, sizes and ratio per hook, statistics, lineage."""
-    from store.inspect import describe, summary
+    from store.care.info import describe, summary
 
-    place = _place(arguments.path)
-    print(json.dumps(summary(place), indent=1, sort_keys=True) if arguments.json else describe(place))
+    if arguments.json:
+        print(json.dumps(summary(arguments.path), indent=1, sort_keys=True))
+    else:
+        print(describe(arguments.path))
 
 
 def store_verify(arguments: argparse.Namespace) -> None:
     """Check a cache against its manifest: presence and sizes of files, records and metadata; with --full every byte."""
-    from store.inspect import verify
+    from store.care.verify import verify
 
-    problems = verify(_place(arguments.path), full=arguments.full, num_threads=arguments.threads)
+    problems = verify(arguments.path, full=arguments.full, num_threads=arguments.threads)
     if problems:
         advice = f"Run `python pipeline.py store repair {arguments.path}`"
         raise ValueError(
@@ -170,7 +171,7 @@ def store_repair(arguments: argparse.Namespace) -> None:
     """Put damaged files back: from DVC's cache or remote, else harvested again and compared with the recorded bytes."""
     from harvest.remake import remaker
     from params import load_params
-    from store.repair import repair
+    from store.care.repair import repair
 
     remake = None
     if not arguments.no_harvest:
@@ -194,15 +195,15 @@ def store_repair(arguments: argparse.Namespace) -> None:
     for name in sorted(done.problems):
         how = "restored from a copy" if name in done.restored else "harvested again"
         print(f"{arguments.path / name}: {how}" + (", with other bytes" if name in done.changed else ""))
-    if done.strangers:
-        names = ", ".join(done.strangers)
+    if done.unlisted:
+        names = ", ".join(done.unlisted)
         raise ValueError(f"expected no such files in {arguments.path}: {names}. Move them away or remove them yourself")
     print(f"{arguments.path}: {f'{len(done.problems)} files repaired' if done.problems else 'nothing to repair'}")
 
 
 def store_export(arguments: argparse.Namespace) -> None:
     """Write the same rows in the same order to a new cache in another codec."""
-    from store.export import export
+    from store.care.transcode import export
 
     manifest = export(arguments.path, arguments.destination, codec=arguments.codec, num_threads=arguments.threads)
     print(f"{arguments.destination}: {manifest.num_rows:,} rows per hook in the codec {arguments.codec}, checked")
@@ -212,10 +213,10 @@ def store_sample(arguments: argparse.Namespace) -> None:
     """Print some rows, chosen by a seed, with the tokens around them."""
     import numpy as np
 
-    from store.reader import ActivationCache
-    from store.sample import format_sample, sample_rows
+    from store.care.sample import format_sample, sample_rows
+    from store.read.cache import ActivationCache
 
-    cache = ActivationCache(_place(arguments.path))
+    cache = ActivationCache(arguments.path)
     hook = arguments.hook or cache.spec.hooks[0]
     sampled = sample_rows(cache, hook, num_rows=arguments.num_rows, seed=arguments.seed)
     print(f"{hook} of {arguments.path}, seed {arguments.seed}")
@@ -224,13 +225,6 @@ def store_sample(arguments: argparse.Namespace) -> None:
         with arguments.npy.open("wb") as file:
             np.save(file, np.stack([item.bits for item in sampled]), allow_pickle=False)
         print(f"{arguments.npy}: uint16 {(len(sampled), cache.spec.model.d_model)}, bit patterns of bfloat16")
-
-
-def _place(path: str) -> "Path | Files":
-    """The files of a cache: in a folder, or behind a URL."""
-    from store.files import open_files
-
-    return open_files(path) if "://" in path else Path(path)
 
 
 def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None":

@@ -20,9 +20,10 @@ from harvest.moments import shard_sums
 from harvest.text import open_text
 from harvest.tokens import pack
 from language_model.load import identify, load_model, load_tokenizer, resolve
-from store.layout import SPLITS
-from store.manifest import CacheSpec, ModelIdentity
-from store.writer import CacheWriter
+from store.cache.spec import CacheSpec
+from store.cache.split import SPLITS
+from store.identity import ModelIdentity
+from store.write.writer import CacheWriter
 
 HOOK = "blocks.2.hook_resid_post"
 CONTEXT = 128

@@ -9,7 +9,7 @@ import bench
 import numpy as np
 import torch
 
-from store.reader import ActivationCache
+from store.read.cache import ActivationCache
 from train.config import TrainConfig, VariantConfig, VariantSettings, resolve
 
 GEMM_SIZE = 2048

@@ -27,8 +27,8 @@ from sae_lens import cache_activations_runner
 from sae_lens.config import CacheActivationsRunnerConfig
 
 from language_model.load import load_bridge, resolve
-from store.codec import CodecName, decode_chunk, encode_chunk
-from store.reader import ActivationCache
+from store.codec.registry import CodecName, decode_chunk, encode_chunk
+from store.read.cache import ActivationCache
 
 CHUNK_ROWS = 2032
 MAX_CHUNKS = 32  # measured; a few hundred MB at most

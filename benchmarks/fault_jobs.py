@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harvest.moments import shard_sums
-from store.atomic import exclusive_lock
-from store.codec import CodecName, decode_chunk, encode_chunk
-from store.inspect import verify
-from store.layout import SPLITS
-from store.manifest import CacheSpec, ModelIdentity
-from store.reader import ActivationCache
-from store.writer import CacheWriter
+from store.cache.spec import CacheSpec
+from store.cache.split import SPLITS
+from store.care.verify import verify
+from store.codec.registry import CodecName, decode_chunk, encode_chunk
+from store.identity import ModelIdentity
+from store.lease import exclusive_lock
+from store.read.cache import ActivationCache
+from store.write.writer import CacheWriter
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 NUM_HELD_OUT = 3

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from fault_jobs import Job
 
-from store.manifest import ShardRecord, load_manifest
-from store.sealed import read_sealed
+from store.cache.manifest import ShardRecord, load_manifest
+from store.record_file import read_sealed
 
 ROOT = Path(__file__).parents[1]
 PAGE = 4096

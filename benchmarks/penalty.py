@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from store.geometry import unit_rows
+from store.sae.geometry import unit_rows
 from train.penalties import GramPenalty, MaxCosinePenalty
 
 OURS: dict[str, GramPenalty | MaxCosinePenalty] = {

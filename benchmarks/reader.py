@@ -26,10 +26,12 @@ import zarr
 from bench import HOOK, best_of, finish, machine, parser, rows_to_measure, table, write_cache
 from emulated_s3 import emulated_s3
 
-from store.codec import decode_chunk
-from store.files import Files, Mode, open_files
-from store.layout import keyed_permutation
-from store.reader import ActivationCache
+from store.cache.order import keyed_permutation
+from store.codec.registry import decode_chunk
+from store.files.local import Mode
+from store.files.open import CachePlace, open_files
+from store.files.protocol import Files
+from store.read.cache import ActivationCache
 
 BATCH_ROWS = 4096
 POOL_BYTES = 256 * 2**20
@@ -181,9 +183,9 @@ def measure_bucket(folder: Path, ranges: Path, *, threads: int, latency: float) 
         ("second epoch", ranges),
     )
     with emulated_s3(folder, latency_ms=latency) as bucket:
-        for name, cache_folder in places:
+        for name, ranges_folder in places:
             begin = time.perf_counter()
-            read_epoch(open_files(bucket.url, cache_folder=cache_folder), threads=threads)
+            read_epoch(CachePlace(bucket.url, range_cache=ranges_folder).open(), threads=threads)
             rates[name] = raw / (time.perf_counter() - begin) / 1e6
     return {"bucket_mb_per_s": rates}
 

@@ -21,9 +21,9 @@ import numpy as np
 from bench import finish, machine, parser, table
 from emulated_s3 import emulated_s3
 
-from store.files import open_files
-from store.reader import ActivationCache
-from store.remote import RemoteFiles
+from store.files.open import CachePlace
+from store.files.remote import RemoteFiles
+from store.read.cache import ActivationCache
 
 BATCH_ROWS = 4096
 
@@ -64,9 +64,14 @@ def measure(folder: Path, scratch: Path, *, latency_ms: float, num_threads: int,
             "folder": lambda: (ActivationCache(folder), num_threads),
             "bucket": lambda: (ActivationCache(there.url), num_threads),
             "bucket, one by one": lambda: (ActivationCache(one_by_one), 1),
-            "local ranges": lambda: (ActivationCache(open_files(there.url, cache_folder=scratch / "all")), num_threads),
+            "local ranges": lambda: (
+                ActivationCache(CachePlace(there.url, range_cache=scratch / "all").open()),
+                num_threads,
+            ),
         }
-        half = ActivationCache(open_files(there.url, cache_folder=scratch / "half", cache_bytes=stored // 2))
+        half = ActivationCache(
+            CachePlace(there.url, range_cache=scratch / "half", range_cache_bytes=stored // 2).open()
+        )
         ways["half the budget"] = lambda: (half, num_threads)
         sums = {name: epoch(*way(), hook=hook, seed=0)[1] for name, way in ways.items()}  # also fills what is kept
         best = dict.fromkeys(ways, float("inf"))

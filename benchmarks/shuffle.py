@@ -3,8 +3,8 @@
     python benchmarks/shuffle.py [--d-model 2304] [--pools 100] [--json]
 
 Only row numbers are needed, so that no activations are made: the order of a cache that is many pools large is computed
-as the reader would (store/layout.py), at several pool sizes. Peers: a pool of consecutive windows of rows in sequence
-order, shuffled inside, which is what a buffer over an unpermuted cache gives; and uniform sampling.
+as the reader would (store/cache/order.py), at several pool sizes. Peers: a pool of consecutive windows of rows in
+sequence order, shuffled inside, which is what a buffer over an unpermuted cache gives; and uniform sampling.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import numpy as np
 from bench import finish, machine, spec_for, table
 from numpy.typing import NDArray
 
-from store.layout import EpochPlan, disk_order, keyed_permutation
-from store.manifest import CacheSpec
-from store.stream import chunks_per_pool
+from store.cache.order import EpochPlan, disk_order, keyed_permutation
+from store.cache.spec import CacheSpec
+from store.read.batches import chunks_per_pool
 
 DEFAULT_POOL = 512 * 2**20  # that of ActivationCache.batches
 BATCHES = 40  # measured per pool size, from the middle of an epoch

@@ -33,7 +33,7 @@ import numpy as np
 from fault_jobs import HOOKS, Inputs
 from fault_trials import Result, Workers, damage_files, fill_disks, kill_writers, write_twice
 
-from store.reader import ActivationCache
+from store.read.cache import ActivationCache
 
 ROOT = Path(__file__).parents[1]
 _MAX_SHOWN = 20

@@ -24,11 +24,11 @@ from bench import machine
 from ruamel.yaml import YAML
 
 from params import load_params
-from store.layout import SPLITS
-from store.manifest import ShardSums
-from store.reader import ActivationCache
-from store.sae import SAECard, load_card
-from store.writer import CacheWriter
+from store.cache.moments import ShardSums
+from store.cache.split import SPLITS
+from store.read.cache import ActivationCache
+from store.sae.artefact import SAECard, load_card
+from store.write.writer import CacheWriter
 from train.config import TrainConfig, VariantConfig
 from train.run import run
 from train.task import How

@@ -31,9 +31,11 @@ import numpy as np
 import torch
 from bench import machine
 
-from store.layout import SPLITS
-from store.manifest import CacheSpec, ModelIdentity, ShardSums
-from store.writer import CacheWriter
+from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
+from store.cache.split import SPLITS
+from store.identity import ModelIdentity
+from store.write.writer import CacheWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 HOOK = "blocks.1.hook_resid_post"

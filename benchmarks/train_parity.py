@@ -21,8 +21,8 @@ import torch
 from bench_rows import machine, open_cache, settings_of
 from torch import Tensor
 
-from store.reader import ActivationCache
-from store.sae import decode, encode
+from store.read.cache import ActivationCache
+from store.sae.weights import decode, encode
 from train.batches import activation_scale, load_batch
 from train.config import VariantSettings
 from train.group import make_group

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from bench_rows import GEMM_SIZE, gemm, in_turns, machine, open_cache, repeated, settings_of
 
-from store.reader import ActivationCache
+from store.read.cache import ActivationCache
 from train.batches import activation_scale, load_batch
 from train.group import VariantGroup, make_group
 

@@ -20,10 +20,11 @@ from bench import CONTEXT, HOOK, best_of, finish, machine, parser, rows_to_measu
 from numpy.typing import NDArray
 
 from harvest.moments import shard_sums
-from store.codec import CodecName, encode_chunk_parts
-from store.encoder import crc32c
-from store.manifest import CacheSpec, ShardSums
-from store.writer import CacheWriter
+from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
+from store.codec.checksum import crc32c
+from store.codec.registry import CodecName, encode_chunk_parts
+from store.write.writer import CacheWriter
 
 CODEC: CodecName = "bf16_planes_v1"
 

@@ -8,7 +8,8 @@ from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
 from torch import Tensor
 
 from language_model.hooks import hook_layer
-from store.sae import SAECard, SAEWeights, decode, encode
+from store.sae.artefact import SAECard
+from store.sae.weights import SAEWeights, decode, encode
 
 
 class StoredSAE(BaseSAE):
@@ -51,7 +52,8 @@ def to_sae_bench(weights: SAEWeights, card: SAECard, *, device: torch.device) ->
     """The artefact as a sae-bench SAE on `device`, formatted by sae-bench's own loader.
 
     sae-bench's SAEs begin with all-zero weights and an unloaded one evaluates to chance level instead of failing, so
-    the result is checked: its parameters are those of the artefact, and it encodes and decodes as store/sae.py does.
+    the result is checked: its parameters are those of the artefact, and it encodes and decodes as
+    store/sae/weights.py does.
 
     Raises:
         ValueError: the parameters or the outputs differ.
@@ -99,6 +101,6 @@ def _check_same(sae: StoredSAE, weights: SAEWeights, card: SAECard) -> None:
     for what, found, wanted in outputs:
         if not torch.allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()) + 1e-12):
             raise ValueError(
-                f"expected sae-bench's {what} of {card.name} to equal store/sae.py's, got a difference of "
+                f"expected sae-bench's {what} of {card.name} to equal store/sae/weights.py's, got a difference of "
                 f"{float((found - wanted).abs().max()):.3g}. Results from it would not be about this SAE"
             )

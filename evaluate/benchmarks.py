@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from store.record import Record
-from store.sae import SAECard, SAEWeights
+from store.sae.artefact import SAECard
+from store.sae.weights import SAEWeights
 
 
 @dataclass(frozen=True)

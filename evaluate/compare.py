@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from store.geometry import best_match_cosines
 from store.record import digest
-from store.sae import SAECard
+from store.sae.artefact import SAECard
+from store.sae.geometry import best_match_cosines
 
 BASELINE = "baseline"
 # Differences below this share of the baseline's value are not called better or worse: one seed cannot tell them apart.

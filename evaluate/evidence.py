@@ -11,11 +11,11 @@ from evaluate.benchmarks import BENCHMARKS
 from evaluate.config import EvaluateConfig
 from evaluate.results import BenchmarkResult, read_result, result_path
 from evaluate.run import diverged_at, fitting_card, held_out_tokens, result_inputs
+from store.cache.manifest import Manifest
 from store.errors import StoreError
-from store.manifest import Manifest
-from store.reader import ActivationCache
+from store.read.cache import ActivationCache
 from store.record import Record
-from store.sae import SAECard, load_sae, read_log
+from store.sae.artefact import SAECard, load_sae, read_log
 
 Value = TypeVar("Value")
 

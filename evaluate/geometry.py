@@ -2,7 +2,7 @@
 
 from evaluate.benchmarks import Laboratory, Measurement, Subject
 from evaluate.config import GeometryConfig
-from store.geometry import decoder_geometry
+from store.sae.geometry import decoder_geometry
 
 _DIGITS = 6  # of the per-latent cosines: finer than any difference a picture or a table shows
 
@@ -14,7 +14,7 @@ def num_batches(config: GeometryConfig) -> int:
 
 
 def measure(subject: Subject, config: GeometryConfig, laboratory: Laboratory | None) -> Measurement:
-    """Statistics of `W_dec` (F, d), as defined in store/geometry.py.
+    """Statistics of `W_dec` (F, d), as defined in store/sae/geometry.py.
 
     Metrics: penalty (P), lower_bound, excess, mean_abs_cosine, mean_max_cosine, largest_cosine, effective_rank.
     Details: max_cosine per latent (F), histogram_counts (num_bins) of unordered pairs and histogram_edges.

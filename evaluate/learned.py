@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluate.findings import Finding, listed, number
-from store.sae import SAECard
+from store.sae.artefact import SAECard
 
 SAME_END_WITHIN = 0.2
 FEW_NAMES = 6

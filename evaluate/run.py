@@ -19,13 +19,14 @@ from evaluate.config import EvaluateConfig
 from evaluate.results import BenchmarkResult, make_result, read_result, result_path, write_result
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_bridge, resolve
-from store.atomic import exclusive_lock, link_or_copy, replace_folder
-from store.earlier import earlier_outputs
+from store.atomic import link_or_copy, replace_folder
+from store.cache.manifest import Manifest
+from store.care.dvc_versions import earlier_outputs
 from store.errors import MismatchedCache, StoreError
-from store.manifest import Manifest
-from store.reader import ActivationCache
+from store.lease import exclusive_lock
+from store.read.cache import ActivationCache
 from store.record import Record, digest, plain
-from store.sae import SAECard, load_card, load_sae
+from store.sae.artefact import SAECard, load_card, load_sae
 
 # What a benchmark, its libraries and our adapter raise when something is wrong. All of it stops the run.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)

@@ -21,7 +21,7 @@ from evaluate.findings import (
     trade_finding,
 )
 from evaluate.learned import ends_finding, lambda_finding, starts_finding, states_finding
-from store.sae import SAECard
+from store.sae.artefact import SAECard
 
 FEW_LEARNED = 4
 """Up to so many learned lambdas have a sentence each."""

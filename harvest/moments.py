@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from store.manifest import ShardSums
+from store.cache.moments import ShardSums
 
 BFLOAT16_EXPONENT = 0x7F80
 """The exponent bits of a bfloat16; all of them are set in an infinity or NaN only."""

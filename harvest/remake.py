@@ -8,10 +8,11 @@ from harvest.run import MAX_PENDING_BYTES, cache_spec, harvest_shards, missing_s
 from harvest.text import open_text
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, resolve
-from store.earlier import files_in
+from store.cache.manifest import Manifest
+from store.cache.spec import check_spec
+from store.care.dvc_versions import files_in
 from store.lease import Lease
-from store.manifest import Manifest, check_spec
-from store.writer import CacheWriter
+from store.write.writer import CacheWriter
 
 
 def remaker(

@@ -24,11 +24,15 @@ from harvest.tokens import PACKING, Windows, load_windows, pack, save_windows
 from language_model.config import LanguageModelConfig
 from language_model.hooks import check_hooks
 from language_model.load import identify, load_model, load_tokenizer, resolve
-from store.atomic import exclusive_lock, replace_folder
-from store.earlier import earlier_outputs
-from store.layout import SPLITS, Split
-from store.manifest import CacheSpec, Manifest, ModelIdentity, ShardSums
-from store.writer import CacheWriter
+from store.atomic import replace_folder
+from store.cache.manifest import Manifest
+from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
+from store.cache.split import SPLITS, Split
+from store.care.dvc_versions import earlier_outputs
+from store.identity import ModelIdentity
+from store.lease import exclusive_lock
+from store.write.writer import CacheWriter
 
 HARVEST_VERSION = 2
 """Raise it by hand when the same spec would give other bytes: packing, rounding, what is left out."""

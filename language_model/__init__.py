@@ -1,1 +1,9 @@
-"""Language models: from a name to a checked local checkpoint, and the small one that is embedded in this repository."""
+"""Which language model it is, how it is loaded, and the embedded one.
+
+config.py            its settings
+hooks.py             names of the places where activations are read
+load.py              a name to a checked checkpoint, its identity, the model
+standard_library.py  the text that every Python carries
+train_embedded.py    trains the embedded model (by hand, once)
+embedded/            the embedded model's files
+"""

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from store.atomic import file_sha256, read_json
-from store.manifest import ModelIdentity
+from store.identity import ModelIdentity
 
 if TYPE_CHECKING:
     import torch

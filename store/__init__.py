@@ -1,1 +1,16 @@
-"""Every byte that crosses a stage: the activation cache, the SAE artefact, and the pure functions that define them."""
+"""Every byte that crosses a stage: the activation cache and the SAE artefact.
+
+record.py       frozen records and their digests
+record_file.py  records as files with their own digest inside
+identity.py     which language model it was; small checked types
+errors.py       what can be wrong with our files
+atomic.py       files whole or not at all, folders swapped by renames
+lease.py        one writer per folder, on one machine or many
+codec/          bytes of a chunk: the plane split and the other codecs
+cache/          what a cache is: spec, manifest, names and order of its files
+files/          where its files are: a folder, a bucket, a server
+write/          writing it, shard by shard
+read/           reading it: shuffled batches, rows and tokens by number
+care/           looking after it: info, verify, repair, transcode, sample
+sae/            the SAE: its artefact, and the geometry of its decoder
+"""

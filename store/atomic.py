@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from store.errors import StoreError
-from store.lease import exclusive_lock
 from store.record import plain
-
-__all__ = ["exclusive_lock"]
 
 TEMPORARY_SUFFIX = ".tmp"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import main
-from store.reader import ActivationCache
+from store.read.cache import ActivationCache
 from tests.store.cache_fixture import HOOKS, write_cache
 
 Capture = pytest.CaptureFixture[str]

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from store.geometry import gram_penalty_and_gradient, gram_penalty_bound
-from store.manifest import Manifest
-from store.sae import SAEWeights, fold_scale, save_sae
+from store.cache.manifest import Manifest
+from store.sae.artefact import save_sae
+from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
+from store.sae.weights import SAEWeights, fold_scale
 from train.config import VariantSettings
 from train.controllers import penalty_divisor
 from train.lambdas import LearnedLambda, judge_lambda, lambda_residual

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from store.atomic import TEMPORARY_SUFFIX, write_bytes
 from store.errors import DamagedFile, MismatchedCache
-from store.reader import Position
+from store.read.batches import Position
 from store.record import Record
 
 _DTYPE_NAMES = {

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from store.sae import SAEWeights
+from store.sae.weights import SAEWeights
 from train.architectures import FAST, USES_L1, AuxK, BatchTopK, JumpReLU, TopK
 from train.config import VariantSettings, shape_key
 from train.fused import FusedStep, product_dtype

@@ -12,7 +12,7 @@ from typing import Any
 
 from store.atomic import replace_folder, write_bytes
 from store.errors import StoreError
-from store.sae import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, SAECard, load_sae
+from store.sae.artefact import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, SAECard, load_sae
 
 README = "README.md"
 _FIGURES = {

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from store.sae import SAEWeights
+from store.sae.weights import SAEWeights
 from train.architectures import AuxK, BatchTopK, TopK
 from train.config import VariantSettings
 from train.initialise import StackedWeights

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.geometry import gram_penalty, gram_penalty_bound
-from store.sae import SAEWeights
+from store.sae.geometry import gram_penalty, gram_penalty_bound
+from store.sae.weights import SAEWeights
 from train.architectures import Resample
 from train.batches import load_batch
 from train.config import VariantSettings, check_against_data

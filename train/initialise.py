@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from store.geometry import unit_rows
+from store.sae.geometry import unit_rows
 
 FREE_LENGTH = 0.1
 """Length of the first decoder rows where lengths are free, as is usual in the field."""

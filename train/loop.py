@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from store.device import DeviceBatches
 from store.errors import StoreError
-from store.reader import Position
+from store.read.batches import Position
+from store.read.device import DeviceBatches
 from train.checkpoint import load_newest, save_checkpoint
 from train.group import VariantGroup
 from train.interrupt import StopRequest

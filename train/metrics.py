@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from store.geometry import unit_rows
+from store.sae.geometry import unit_rows
 
 COLUMNS = (
     "step",  # 0-based number of the step

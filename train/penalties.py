@@ -46,13 +46,13 @@ class GramPenalty(Record):
         seeds: Sequence[int],
         step: int,
     ) -> "Tensor":
-        """Adds weight * dP/dW_dec to the gradients in place, and returns P (V,). See store/geometry.py for the formula.
+        """Adds weight * dP/dW_dec to the gradients in place, and returns P (V,); store/sae/geometry.py has the formula.
 
         With `unit` rows the part along each row is left in: the caller projects the whole gradient.
         """
         import torch
 
-        from store.geometry import gram_penalty_and_gradient, gram_penalty_bound
+        from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
 
         del seeds, step
         weight_V11 = weight_V.to(W_dec_VFD.dtype)[:, None, None]
@@ -111,7 +111,7 @@ class MaxCosinePenalty(Record):
         """
         import torch
 
-        from store.geometry import unit_rows
+        from store.sae.geometry import unit_rows
 
         penalties = []
         for W_dec_FD, gradient_FD, weight, seed in zip(W_dec_VFD, gradient_VFD, weight_V, seeds, strict=True):

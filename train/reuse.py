@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from store.atomic import link_or_copy, read_json, write_json
 from store.errors import StoreError
-from store.sae import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, load_sae
+from store.sae.artefact import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, load_sae
 from train.variants import ResolvedVariant
 
 _FILES = (CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE)

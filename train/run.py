@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from store.atomic import exclusive_lock, read_json, replace_folder, write_json
-from store.earlier import earlier_outputs, files_in
+from store.atomic import read_json, replace_folder, write_json
+from store.cache.manifest import Manifest
+from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
-from store.manifest import Manifest
-from store.reader import ActivationCache
-from store.sae import load_card
+from store.lease import exclusive_lock
+from store.read.cache import ActivationCache
+from store.sae.artefact import load_card
 from train.cluster import connect, run_here, run_on, workers_of
 from train.config import (
     TrainConfig,

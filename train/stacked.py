@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from store.sae import SAEWeights
+from store.sae.weights import SAEWeights
 from train.architectures import AuxK, Gated, JumpReLU, MatryoshkaBatchTopK
 from train.config import VariantSettings
 from train.initialise import StackedWeights

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
-from store.atomic import exclusive_lock, replace_folder
-from store.device import DeviceBatches
+from store.atomic import replace_folder
+from store.cache.manifest import Manifest
 from store.errors import MismatchedCache
-from store.manifest import Manifest
-from store.reader import ActivationCache, Position
+from store.lease import exclusive_lock
+from store.read.batches import Position
+from store.read.cache import ActivationCache
+from store.read.device import DeviceBatches
 from store.record import digest
 from train.artefacts import save_group
 from train.batches import activation_scale

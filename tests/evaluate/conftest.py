@@ -17,10 +17,13 @@ from evaluate.config import CoreConfig, EvaluateConfig, GeometryConfig
 from evaluate.run import run
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_model
-from store.geometry import gram_penalty_and_gradient, gram_penalty_bound
-from store.manifest import CacheSpec, Manifest, ShardSums, load_manifest
-from store.sae import SAEWeights, save_sae
-from store.writer import CacheWriter
+from store.cache.manifest import Manifest, load_manifest
+from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
+from store.sae.artefact import save_sae
+from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
+from store.sae.weights import SAEWeights
+from store.write.writer import CacheWriter
 
 HOOK = "blocks.1.hook_resid_post"
 CONTEXT_LENGTH = 12

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from evaluate.adapter import to_sae_bench
-from store.sae import SAEWeights, decode, encode, load_sae
+from store.sae.artefact import load_sae
+from store.sae.weights import SAEWeights, decode, encode
 
 
 @pytest.mark.parametrize("form", ["relu", "topk", "jumprelu", "gated"])

@@ -3,8 +3,8 @@
 from typing import Any
 
 from evaluate.compare import METRICS, baseline_of, families, seed_groups, shown_in_full
-from store.manifest import ModelIdentity
-from store.sae import SAECard
+from store.identity import ModelIdentity
+from store.sae.artefact import SAECard
 
 ZERO, ONE = {"kind": "fixed", "value": 0.0}, {"kind": "fixed", "value": 1.0}
 

@@ -15,8 +15,9 @@ from evaluate import adapter, core
 from evaluate.adapter import to_sae_bench
 from evaluate.benchmarks import BENCHMARKS, Laboratory, Measurement, Subject, measure
 from language_model.load import load_bridge, load_model
-from store.reader import ActivationCache
-from store.sae import SAEWeights, decode, encode, load_sae
+from store.read.cache import ActivationCache
+from store.sae.artefact import load_sae
+from store.sae.weights import SAEWeights, decode, encode
 
 CPU = torch.device("cpu")
 

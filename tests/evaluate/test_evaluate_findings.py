@@ -20,8 +20,8 @@ from evaluate.findings import (
 )
 from evaluate.learned import lambda_finding, stationary_lambda
 from evaluate.probing import probing_finding
-from store.manifest import ModelIdentity
-from store.sae import SAECard
+from store.identity import ModelIdentity
+from store.sae.artefact import SAECard
 
 REFERENCE = Path(__file__).parent / "reference_sparse_probing_gemma-2-2b.json"
 METRICS = {

@@ -12,8 +12,8 @@ from evaluate.benchmarks import Laboratory, Measurement, Subject
 from evaluate.config import CoreConfig
 from evaluate.results import read_result
 from evaluate.run import BenchmarkFailed, run
-from store.atomic import exclusive_lock
 from store.errors import Busy, DamagedFile, MismatchedCache, StoreError
+from store.lease import exclusive_lock
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from harvest.config import HarvestConfig
 from harvest.remake import remaker
 from harvest.run import run
 from language_model.config import LanguageModelConfig
+from store.care.repair import Repaired, repair
+from store.care.transcode import export
+from store.care.verify import verify
 from store.errors import MismatchedCache
-from store.export import export
-from store.inspect import verify
-from store.repair import Repaired, repair
 
 HOOK = "blocks.1.hook_resid_post"
 

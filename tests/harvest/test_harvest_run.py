@@ -22,10 +22,10 @@ from harvest.tokens import TooLittleText
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_model, load_tokenizer
 from language_model.standard_library import is_held_out
-from store.atomic import exclusive_lock
+from store.cache.manifest import Manifest
 from store.errors import Busy
-from store.manifest import Manifest
-from store.reader import ActivationCache
+from store.lease import exclusive_lock
+from store.read.cache import ActivationCache
 
 REPOSITORY = Path(__file__).parents[2]
 HOOK = "blocks.1.hook_resid_post"
@@ -42,7 +42,7 @@ MOMENTS = (
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-import harvest.run, store.writer
+import harvest.run, store.write.writer
 from harvest.config import HarvestConfig
 from language_model.config import LanguageModelConfig
 
@@ -50,7 +50,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def harvest_until(moment, config, model, output, scratch):
-    class Dying(store.writer.CacheWriter):
+    class Dying(store.write.writer.CacheWriter):
         def submit_shard(self, shard, **arguments):
             if moment == "while the third shard is written" and shard == 2:
                 Path.replace = die
@@ -62,7 +62,7 @@ def harvest_until(moment, config, model, output, scratch):
 
         def finish(self):
             if moment == "while the metadata are written":
-                store.writer.combine_moments = die
+                store.write.writer.combine_moments = die
             super().finish()
             if moment == "before the folder is put in place":
                 die()

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from store.layout import SPLITS, Split
+from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
+from store.cache.split import SPLITS, Split
+from store.identity import ModelIdentity
 from store.lease import Lease
-from store.manifest import CacheSpec, ModelIdentity, ShardSums
-from store.writer import CacheWriter
+from store.write.writer import CacheWriter
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
 NUM_SEQUENCES, NUM_HELD_OUT, CONTEXT, D_MODEL = 41, 14, 9, 48

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from store.layout import SPLITS
-from store.manifest import CacheSpec, ModelIdentity, ShardSums
-from store.writer import CacheWriter
+from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
+from store.cache.split import SPLITS
+from store.identity import ModelIdentity
+from store.write.writer import CacheWriter
 from train.config import VARIANTS, TrainConfig, VariantConfig, VariantSettings, resolve
 
 HOOK = "blocks.1.hook_resid_post"

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from store.errors import MismatchedCache
-from store.reader import Position
+from store.read.batches import Position
 from train.checkpoint import checkpoints_in, load_checkpoint, load_newest, save_checkpoint
 
 TENSORS: dict[str, Tensor] = {

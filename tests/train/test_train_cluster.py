@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from store.sae import load_sae, read_log
+from store.sae.artefact import load_sae, read_log
 from train.config import TrainConfig, VariantConfig
 from train.run import run
 from train.task import How

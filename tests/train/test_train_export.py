@@ -10,7 +10,8 @@ import torch
 from ruamel.yaml import YAML
 
 from store.errors import DamagedFile, StoreError
-from store.sae import encode, load_sae
+from store.sae.artefact import load_sae
+from store.sae.weights import encode
 from train.config import VARIANTS, VariantConfig
 from train.export import run
 

@@ -24,7 +24,7 @@ from sae_lens import (
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 
-from store.geometry import unit_rows
+from store.sae.geometry import unit_rows
 from train.architectures import FAST
 from train.config import VariantSettings
 from train.engine import Step

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
 
-from store.sae import decode, encode, fold_scale, load_sae, save_sae
+from store.sae.artefact import load_sae, save_sae
+from store.sae.weights import decode, encode, fold_scale
 from tests.store.cache_fixture import make_spec
 from train.config import VariantSettings
 from train.engine import group_bytes

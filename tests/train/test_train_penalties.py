@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from store.geometry import gram_penalty_and_gradient, unit_rows
+from store.sae.geometry import gram_penalty_and_gradient, unit_rows
 from train.group import penalty_runs
 from train.penalties import GramPenalty, MaxCosinePenalty, latent_chunks, nearest
 

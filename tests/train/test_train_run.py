@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from store.errors import Busy, DamagedFile, IncompleteCache
-from store.reader import ActivationCache
-from store.sae import decode, encode, load_sae, read_log
+from store.read.cache import ActivationCache
+from store.sae.artefact import load_sae, read_log
+from store.sae.weights import decode, encode
 from train.checkpoint import load_checkpoint
 from train.config import VARIANTS, TrainConfig, VariantConfig
 from train.engine import group_bytes
@@ -555,7 +556,7 @@ def test_a_cache_that_is_not_there_is_said_so(
 def test_two_trainings_cannot_share_a_scratch_folder(
     train_files: Train, five: dict[str, VariantConfig], tmp_path: Path
 ) -> None:
-    from store.atomic import exclusive_lock
+    from store.lease import exclusive_lock
 
     with exclusive_lock(tmp_path / "scratch"), pytest.raises(Busy, match="is being written by process"):
         train_files(five)

@@ -1,0 +1,10 @@
+"""From rows of bfloat16 to the bytes of a chunk, and back.
+
+registry.py           the one list of codecs, for reader, writer and zarr's metadata
+bf16_planes.py        the plane split on the CPU, and the bytes of its chunks
+bf16_planes_torch.py  the same split on tensors of any device
+cache_lines.py        rows written past the processor's caches, and fetched ahead
+zstd_frame.py         zstd frames of a size that is known
+checksum.py           the crc32c behind every chunk
+plugins.py            the plane split for zarr and numcodecs
+"""

@@ -1,0 +1,8 @@
+"""Reading an activation cache.
+
+cache.py    an open cache: batches, rows and tokens by number, dask arrays
+batches.py  shuffled batches from a pool that threads fill
+device.py   batches on a GPU, copied ahead from pinned memory
+shard.py    one shard file: chunks found, checked, decoded
+tokens.py   token windows
+"""

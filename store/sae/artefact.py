@@ -1,0 +1,178 @@
+"""The SAE artefact: the folder that training leaves and evaluation reads.
+
+models/<variant>/sae_weights.safetensors   W_enc, W_dec, b_dec and what the form has besides; float32, for raw rows
+models/<variant>/cfg.json                  SAELens's configuration: SAE.load_from_disk(folder) works
+models/<variant>/card.json                 lineage, settings, final metrics
+models/<variant>/log.jsonl                 the training record, a line per logged step
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import torch
+from pydantic import JsonValue
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from store.atomic import file_sha256, write_bytes, write_json
+from store.errors import DamagedFile, StoreError
+from store.identity import ModelIdentity
+from store.record import Record
+from store.record_file import parse_record
+from store.sae.weights import SAEForm, SAEWeights
+
+WEIGHTS_FILE = "sae_weights.safetensors"
+SAELENS_FILE = "cfg.json"
+CARD_FILE = "card.json"
+LOG_FILE = "log.jsonl"
+
+_SAELENS_NAMES: dict[SAEForm, str] = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+
+
+class SAECard(Record):
+    """Everything known about one trained SAE."""
+
+    format: Literal["sae-card/1"]
+    name: str
+    """Of the variant."""
+    key: str
+    """Digest of all that the training depended on; equal keys need no retraining."""
+    architecture: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka-batchtopk", "gated"]
+    """What it was trained as."""
+    form: SAEForm
+    """How it encodes."""
+    k: int | None
+    """Latents per row in the form topk."""
+    d_model: int
+    d_sae: int
+    hook: str
+    model: ModelIdentity
+    cache_digest: str
+    """Digest of the manifest of the activations it was trained on."""
+    context_length: int
+    """Tokens per sequence of those activations, BOS included."""
+    scale: float
+    """Training saw x * scale, chosen so that E||x||^2 = d_model; already folded into the stored biases."""
+    seed: int
+    num_steps: int
+    num_training_rows: int
+    train_version: int
+    """Version of the training algorithm."""
+    variant: dict[str, JsonValue]
+    train: dict[str, JsonValue]
+    final: dict[str, float | int | str]
+    """Metrics at the end of training."""
+    weights_sha256: str
+
+
+def save_sae(
+    folder: Path, weights: SAEWeights, card_fields: Mapping[str, Any], log_lines: Sequence[Mapping[str, Any]]
+) -> SAECard:
+    """Writes an artefact; the card, which makes it complete, comes last.
+
+    Args:
+        folder: of the variant.
+        weights: for raw activations (scale folded back).
+        card_fields: the fields of SAECard but format, form, k, d_model, d_sae and weights_sha256.
+        log_lines: the training record.
+    """
+    d_model, d_sae = weights.W_enc.shape
+    _check_weights(weights.tensors(), weights.form, d_model, d_sae, folder)
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors().items()})
+    write_bytes(folder / WEIGHTS_FILE, data)
+    card = SAECard.model_validate(
+        {
+            **card_fields,
+            "format": "sae-card/1",
+            "form": weights.form,
+            "k": weights.k,
+            "d_model": d_model,
+            "d_sae": d_sae,
+            "weights_sha256": file_sha256(folder / WEIGHTS_FILE),
+        }
+    )
+    write_json(folder / SAELENS_FILE, _saelens_config(card))
+    lines = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in log_lines)
+    write_bytes(folder / LOG_FILE, lines.encode())
+    write_json(folder / CARD_FILE, card)
+    return card
+
+
+def load_card(folder: Path) -> SAECard:
+    """The card of an artefact; a StoreError when there is none or it is not one."""
+    if not (folder / CARD_FILE).is_file():
+        raise StoreError(
+            f"expected a trained SAE in {folder}, found no {CARD_FILE}. Run `dvc repro train`, or `dvc pull models`"
+        )
+    return parse_record(SAECard, folder / CARD_FILE)
+
+
+def load_sae(folder: Path) -> tuple[SAEWeights, SAECard]:
+    """Reads an artefact and checks its bytes, shapes and values against the card."""
+    card = load_card(folder)
+    path = folder / WEIGHTS_FILE
+    got = file_sha256(path) if path.is_file() else "no file"
+    if got != card.weights_sha256:
+        raise DamagedFile(
+            f"expected {path} with SHA-256 {card.weights_sha256}, got {got}. "
+            "Remove the folder and run `dvc checkout models`, or train again"
+        )
+    try:
+        tensors = load_file(path)
+    except safetensors.SafetensorError as error:
+        raise DamagedFile(f"expected safetensors in {path}: {error}. Train again") from error
+    _check_weights(tensors, card.form, card.d_model, card.d_sae, folder)
+    if card.form == "gated":
+        tensors["b_enc"] = tensors.pop("b_gate")
+    return SAEWeights(**tensors, k=card.k), card
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The training record, one dictionary per logged step."""
+    path = folder / LOG_FILE
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"expected JSON lines in {path}: {error}. Train again, or pull the file again") from error
+
+
+def _check_weights(tensors: Mapping[str, Tensor], form: SAEForm, d_model: int, d_sae: int, where: Path) -> None:
+    per_latent = {"relu": ["b_enc"], "topk": ["b_enc"], "jumprelu": ["b_enc", "threshold"]}
+    names = per_latent.get(form, ["b_gate", "r_mag", "b_mag"])
+    expected: dict[str, tuple[int, ...]] = {"W_enc": (d_model, d_sae), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
+    expected |= dict.fromkeys(names, (d_sae,))
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if got != expected or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise StoreError(f"expected float32 tensors {expected} for {where}, got {got}")
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise StoreError(f"expected finite weights for {where}, got NaN or infinity in {', '.join(bad)}")
+
+
+def _saelens_config(card: SAECard) -> dict[str, Any]:
+    """The cfg.json of a SAELens 6 SAE of the same form."""
+    own = {"k": card.k, "rescale_acts_by_decoder_norm": False} if card.form == "topk" else {}
+    return {
+        "architecture": _SAELENS_NAMES[card.form],
+        **own,
+        "d_in": card.d_model,
+        "d_sae": card.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.0.0",  # the version whose configuration format this is
+            "model_name": card.model.name,
+            "hook_name": card.hook,
+            "context_size": card.context_length,
+            "prepend_bos": True,
+            "variant": card.name,
+            "training_architecture": card.architecture,
+            "cache_digest": card.cache_digest,
+        },
+    }
