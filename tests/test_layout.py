@@ -55,9 +55,9 @@ def test_the_tree_in_the_readme_lists_the_packages_and_all_else_at_the_top() -> 
 
 def test_every_package_lists_its_files_in_its_docstring() -> None:
     for path in (path for path in files_of(*packages()) if path.name == "__init__.py"):
-        docstring = ast.get_docstring(ast.parse((ROOT / path).read_text()), clean=False)
+        docstring = ast.get_docstring(ast.parse((ROOT / path).read_text()))
         assert docstring is not None, f"{path} has no docstring"
-        listed = re.findall(r"^    (\S+\.py|\S+/)  ", docstring, flags=re.MULTILINE)
+        listed = re.findall(r"^(\S+\.py|\S+/)  ", docstring, flags=re.MULTILINE)
         inside = [found.relative_to(path.parent) for found in tracked() if path.parent in found.parents]
         names = {found.parts[0] + ("/" if len(found.parts) > 1 else "") for found in inside}
         expected = {name for name in names if name.endswith((".py", "/")) and name != "__init__.py"}
