@@ -241,18 +241,9 @@ def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None
 
 
 def _device(wanted: str) -> str:
-    """The torch device to compute on; `auto` takes a GPU where there is one."""
-    import torch
+    from compute.device import choose_device  # imports torch, which takes seconds
 
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(wanted)
-    except RuntimeError as error:
-        raise ValueError(f"expected a torch device such as cpu, cuda or cuda:1, got {wanted!r}. Use auto") from error
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"expected a CUDA GPU for --device {wanted}, found none. Use --device cpu or auto")
-    return wanted
+    return choose_device(wanted)
 
 
 def _add_train_flags(command: argparse.ArgumentParser) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harvest.config import HarvestConfig
-from harvest.run import MAX_PENDING_BYTES, cache_spec, harvest_shards, missing_shards, packed_windows
+from harvest.run import cache_spec
+from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, packed_windows
 from harvest.text import open_text
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, resolve

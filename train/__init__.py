@@ -22,11 +22,9 @@ loop.py           the loop over steps
 checkpoint.py     all that a killed training needs, in files that are kept for a while
 telemetry.py      where a running training can be watched
 tensorboard.py    TensorBoard's event files
-interrupt.py      requests to stop, obeyed between two steps
-memory.py         how much memory a training may take
 grouping.py       which variants are stacked, and how many groups share a pass
 task.py           one pass over the data, here or on a worker
-cluster.py        tasks one after another, or on the workers of a Dask cluster
+dispatch.py       tasks one after another, or on the workers of a Dask cluster
 reuse.py          which variants need not be trained
 artefacts.py      a trained group to SAE artefacts
 export.py         artefacts to a folder for a model hub

@@ -6,10 +6,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from compute.device import product_dtype
 from store.sae.weights import SAEWeights
 from train.architectures import FAST, USES_L1, AuxK, BatchTopK, JumpReLU, TopK
 from train.config import VariantSettings, shape_key
-from train.fused import FusedStep, product_dtype
+from train.fused import FusedStep
 from train.initialise import FREE_LENGTH, initial_weights
 from train.select import THRESHOLD_RATE, threshold_rate
 from train.stacked import StackedStep

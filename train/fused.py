@@ -32,11 +32,6 @@ _CARRIERS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 3}
 _COLUMNS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 8}  # 8 keeps bfloat16 rows aligned to 16 bytes
 
 
-def product_dtype(device: torch.device) -> torch.dtype:
-    """The number format of the products; weights and optimiser are float32 everywhere."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
 class FusedStep:
     """Weights, buffers and products of one stacked step; only small vectors are allocated per step."""
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from compute.stop import StopRequest
 from store.errors import StoreError
 from store.read.batches import Position
 from store.read.device import DeviceBatches
 from train.checkpoint import load_newest, save_checkpoint
 from train.group import VariantGroup
-from train.interrupt import StopRequest
 from train.metrics import COLUMNS, COSINE_EVERY_RECORDS, diverged, log_lines
 from train.telemetry import Telemetry
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from compute.cluster import connect, workers_of
+from compute.device import product_dtype
+from compute.memory import default_budget
 from store.atomic import read_json, replace_folder, write_json
 from store.cache.manifest import Manifest
 from store.care.dvc_versions import earlier_outputs, files_in
@@ -15,7 +18,6 @@ from store.errors import StoreError
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
 from store.sae.artefact import load_card
-from train.cluster import connect, run_here, run_on, workers_of
 from train.config import (
     TrainConfig,
     VariantConfig,
@@ -24,10 +26,9 @@ from train.config import (
     check_variant_names,
     shape_key,
 )
+from train.dispatch import run_here, run_on_cluster
 from train.engine import group_bytes
-from train.fused import product_dtype
 from train.grouping import plan_groups, plan_passes, spread
-from train.memory import default_budget
 from train.reuse import take_earlier
 from train.task import How, Task, plan_run, stop_file, trained_folder
 from train.telemetry import check_watching
@@ -61,7 +62,7 @@ def run(
         scratch: for checkpoints and unfinished output; locked while the run lasts.
         how: device, threads, checkpoints, where metrics go.
         reuse: whether variants of earlier outputs that still fit are linked in.
-        budget_bytes: memory that one pass may take; None is a share of the machine's, see train/memory.py.
+        budget_bytes: memory that one pass may take; None is a share of the machine's, see compute/memory.py.
         scheduler: address of a Dask scheduler whose workers train; None trains in this process.
 
     Returns the names of the variants that diverged, whose cards say at which step.
@@ -162,7 +163,7 @@ def _train(
             tasks = planned(len(workers_of(client)))
             _announce(tasks, budget)
             num_rows = plan_run(config, manifest).num_steps * config.batch_rows
-            stopped = run_on(client, tasks, num_rows=num_rows)
+            stopped = run_on_cluster(client, tasks, num_rows=num_rows)
     if stopped is not None:
         raise SystemExit(f"train: {stopped}. Run the same command again to continue")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from compute.stop import stop_on_signals
 from store.atomic import replace_folder
 from store.cache.manifest import Manifest
 from store.errors import MismatchedCache
@@ -23,7 +24,6 @@ from train.artefacts import save_group
 from train.batches import activation_scale
 from train.config import TrainConfig
 from train.group import make_group
-from train.interrupt import stop_on_signals
 from train.loop import Keeping, Running, train_to_end
 from train.telemetry import NOWHERE_ELSE, Telemetry, Watching, open_telemetry
 from train.variants import ResolvedVariant

@@ -169,7 +169,7 @@ def test_an_address_where_nobody_answers_is_said_so(
     cache_folder: Path, settings: dict[str, Any], five: dict[str, VariantConfig], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("train.cluster.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("compute.cluster.CONNECT_SECONDS", 1.0)
     with pytest.raises(ValueError, match=r"expected a Dask scheduler at tcp://127\.0\.0\.1:9, found none"):
         run(
             TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "models",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.interrupt import StopRequest, stop_on_signals
+from compute.stop import StopRequest, stop_on_signals
 
 
 def test_a_signal_is_noted_and_the_former_handler_comes_back() -> None:

@@ -1,4 +1,4 @@
-"""How much memory a training may take when nobody says.
+"""How much memory a stage may take when nobody says.
 
 A share of what the machine has, not of what is free just now: the same machine then gives the same groups, and the same
 groups the same bytes.

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harvest.config import HarvestConfig
+from harvest.estimate import check_free_space
 from harvest.moments import BadActivation
-from harvest.run import _check_free_space, cache_spec, run
+from harvest.run import cache_spec, run
 from harvest.text import BadText, open_text
 from harvest.tokens import TooLittleText
 from language_model.config import LanguageModelConfig
@@ -307,9 +308,9 @@ def test_a_harvest_that_cannot_fit_on_the_disk_is_refused_before_it_starts(
     config = HarvestConfig.model_validate(settings)
     identity = identify(tiny_model_folder, str(tiny_model_folder), None)
     spec = cache_spec(config, identity=identity, lineage=open_text(config.text).lineage, compute_dtype="float32")
-    _check_free_space(tmp_path, spec, num_rows=1000)
+    check_free_space(tmp_path, spec, num_rows=1000)
     with pytest.raises(ValueError, match=r"expected at least 37647058.8 GB of free space below .* rows at 1 hooks"):
-        _check_free_space(tmp_path, spec, num_rows=10**15)
+        check_free_space(tmp_path, spec, num_rows=10**15)
 
 
 def test_an_activation_that_is_not_finite_ends_the_harvest_and_says_where(

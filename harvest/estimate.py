@@ -1,0 +1,42 @@
+"""What a harvest asks of the model, of memory and of the disk, checked before it starts."""
+
+import shutil
+from pathlib import Path
+
+from harvest.config import HarvestConfig
+from language_model.hooks import check_hooks
+from store.cache.spec import CacheSpec
+from store.identity import ModelIdentity
+
+MAX_SHARD_BYTES = 4 * 2**30
+
+
+BEST_COMPRESSION = 1.7
+"""Above what any codec reached on real activations, so that a harvest is refused only where it cannot fit."""
+
+
+def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_positions: int) -> None:
+    """Raises ValueError where the model lacks a hooked layer or positions, or a shard would not fit in memory."""
+    check_hooks(config.hooks, num_layers=identity.num_layers, model_name=identity.name)
+    if config.context_length > max_positions:
+        raise ValueError(
+            f"expected a context_length of at most the {max_positions} positions of {identity.name}, got "
+            f"{config.context_length}. Lower harvest.context_length"
+        )
+    shard_sequences = min(config.sequences_per_chunk * config.chunks_per_shard, config.num_sequences)
+    shard_bytes = shard_sequences * config.rows_per_sequence * identity.d_model * 2
+    if shard_bytes > MAX_SHARD_BYTES:
+        raise ValueError(
+            f"expected shards of at most {MAX_SHARD_BYTES / 1e9:.1f} GB a hook, because they are built in memory, got "
+            f"{shard_bytes / 1e9:.1f} GB. Lower harvest.chunks_per_shard or sequences_per_chunk"
+        )
+
+
+def check_free_space(folder: Path, spec: CacheSpec, *, num_rows: int) -> None:
+    num_bytes = num_rows * spec.model.d_model * 2 * len(spec.hooks) / BEST_COMPRESSION
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ValueError(
+            f"expected at least {num_bytes / 1e9:.1f} GB of free space below {folder} for {num_rows} rows at "
+            f"{len(spec.hooks)} hooks, got {free / 1e9:.1f} GB. Free some, or lower harvest.num_rows"
+        )

@@ -1,0 +1,89 @@
+"""The shards that a harvest lacks: token windows in, rows out, while the writer's threads store those before."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from harvest.activations import cut_model, harvest_rows
+from harvest.config import HarvestConfig
+from harvest.moments import shard_sums
+from harvest.text import TextSource
+from harvest.tokens import Windows, load_windows, pack, save_windows
+from language_model.load import load_model, load_tokenizer
+from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
+from store.cache.split import SPLITS, Split
+from store.identity import ModelIdentity
+from store.write.writer import CacheWriter
+
+MAX_PENDING_BYTES = 2**31
+"""Rows that wait to be encoded and written; the model waits when there are more."""
+
+
+def missing_shards(writer: CacheWriter) -> list[tuple[Split, int]]:
+    return [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
+
+
+def packed_windows(
+    saved: Path, source: TextSource, config: HarvestConfig, *, folder: Path, identity: ModelIdentity
+) -> Windows:
+    """The token windows, from `saved` where an interrupted run left them: a large text is read once only."""
+    if windows := load_windows(saved):
+        return windows
+    num_windows = config.num_sequences + config.num_held_out_sequences
+    with tqdm(total=num_windows, unit="window", unit_scale=True, desc="tokens") as progress:
+        windows = pack(
+            source.documents(),
+            load_tokenizer(folder),
+            bos_token_id=identity.bos_token_id,
+            vocab_size=identity.vocab_size,
+            context_length=config.context_length,
+            num_sequences=config.num_sequences,
+            num_held_out_sequences=config.num_held_out_sequences,
+            held_out_fraction=config.held_out_fraction,
+            on_progress=progress.update,
+        )
+    save_windows(saved, windows)
+    return windows
+
+
+def harvest_shards(
+    writer: CacheWriter,
+    shards: Sequence[tuple[Split, int]],
+    windows: Windows,
+    *,
+    spec: CacheSpec,
+    folder: Path,
+    device: str,
+) -> None:
+    """Computes `shards`, while the writer's threads encode and write those before."""
+    model = cut_model(load_model(folder, dtype=getattr(torch, spec.compute_dtype), device=device), spec.hooks)
+    num_rows = (len(windows.training) + len(windows.held_out)) * spec.rows_per_sequence
+    num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
+    with tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress:
+        for split, shard in shards:
+            first = shard * spec.sequences_per_shard
+            every = windows.training if split == "training" else windows.held_out
+            tokens = np.ascontiguousarray(every[first : first + writer.shard_sequences(shard, split)])
+            rows = harvest_rows(
+                model,
+                tokens,
+                d_model=spec.model.d_model,
+                batch_sequences=spec.forward_batch_sequences,
+                device=device,
+                on_progress=progress.update,
+            )
+            sums = functools.partial(_sums, rows, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
+            writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
+
+
+def _sums(rows: dict[str, NDArray[np.uint16]], *, first_sequence: int, rows_per_sequence: int) -> dict[str, ShardSums]:
+    return {
+        hook: shard_sums(values, hook=hook, first_sequence=first_sequence, rows_per_sequence=rows_per_sequence)
+        for hook, values in rows.items()
+    }
