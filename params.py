@@ -17,7 +17,7 @@ from harvest.config import HarvestConfig
 from language_model.config import LanguageModelConfig
 from store.record import Record
 from train.config import TrainConfig, VariantConfig, Variants
-from train.variants import Combination, Grid, combinations, with_grid
+from train.grid import Combination, Grid, combinations, with_grid
 
 REFERENCE_VARIANT = "baseline"
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from store.read.cache import ActivationCache
 from store.sae.weights import decode, encode
-from train.batches import activation_scale, load_batch
 from train.config import VariantSettings
 from train.group import make_group
+from train.steps.input import activation_scale, load_batch
 
 MEASURES = ("explained_variance", "l0")
 K, L1, LR = 32, 1.5, 1e-3

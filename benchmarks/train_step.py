@@ -22,8 +22,8 @@ import torch
 from bench_rows import GEMM_SIZE, gemm, in_turns, machine, open_cache, repeated, settings_of
 
 from store.read.cache import ActivationCache
-from train.batches import activation_scale, load_batch
 from train.group import VariantGroup, make_group
+from train.steps.input import activation_scale, load_batch
 
 FIXED: dict[str, Any] = {"kind": "fixed", "value": 1.0}
 PLAIN: dict[str, Any] = {"kind": "fixed", "value": 0.0}

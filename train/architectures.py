@@ -3,8 +3,8 @@
 With pre = (x - b_dec) W_enc + b_enc and x_hat = a W_dec + b_dec, every kind minimises mean_B ||x - x_hat||^2 and
 what is said below; rows scaled to E||x||^2 = d_model. "Warmed up" terms are multiplied by the sparsity warm-up.
 
-relu, topk and batchtopk have a hand-written backward (fused.py), the others use autograd on stacked parameters
-(stacked.py).
+relu, topk and batchtopk have a hand-written backward (steps/analytic.py), the others use autograd on stacked parameters
+(steps/autograd.py).
 """
 
 from typing import Annotated, Literal

@@ -9,12 +9,13 @@ from store.sae.artefact import save_sae
 from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
 from store.sae.weights import SAEWeights, fold_scale
 from train.config import VariantSettings
-from train.controllers import penalty_divisor
+from train.lambda_controller import penalty_divisor
 from train.lambdas import LearnedLambda, judge_lambda, lambda_residual
 from train.loop import Running
 from train.metrics import averaged_tail, log_lambda_range, mean_max_cosine
 from train.penalties import GramPenalty
-from train.variants import TRAIN_VERSION, ResolvedVariant
+from train.variants import ResolvedVariant
+from train.version import TRAIN_VERSION
 
 
 def save_group(

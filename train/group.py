@@ -15,15 +15,16 @@ from torch import Tensor
 from store.sae.geometry import gram_penalty, gram_penalty_bound
 from store.sae.weights import SAEWeights
 from train.architectures import Resample
-from train.batches import load_batch
 from train.config import VariantSettings, check_against_data
-from train.controllers import Lambdas, penalty_divisor
-from train.engine import Step, live_state, make_step, sparsity_coefficient
+from train.lambda_controller import LambdaController, penalty_divisor
 from train.lambdas import NO_PENALTY
 from train.metrics import COLUMNS, explained_variance, mean_max_cosine
-from train.optimizer import StackedAdam, clip_, remove_parallel_part_, renormalise_
-from train.resample import resample_
 from train.schedule import lr_factor, warm_up_factor
+from train.steps.adam import StackedAdam, clip_, remove_parallel_part_, renormalise_
+from train.steps.input import load_batch
+from train.steps.make import make_step
+from train.steps.protocol import Step, live_state, sparsity_coefficient
+from train.steps.resample import resample_
 
 _PENALTY_NUMBERS = 2**22
 
@@ -42,7 +43,7 @@ def make_group(
     Args:
         num_steps: of the run; schedules depend on it.
         batch_rows: of every batch.
-        scale: s of batches.activation_scale, what rows are multiplied with.
+        scale: s of steps.input.activation_scale, what rows are multiplied with.
         mean: of the raw training rows, (D,).
     """
     for each in settings:
@@ -72,7 +73,7 @@ class VariantGroup:
         self._scale = scale
         self._mean_D = (torch.tensor(mean, dtype=torch.float64) * scale).to(step.W_dec)
         self._adam = StackedAdam(step.parameters, settings)
-        self.lambdas = Lambdas(settings, num_steps=num_steps, device=self._device)
+        self.lambdas = LambdaController(settings, num_steps=num_steps, device=self._device)
         self.num_steps_done = 0
         self.frozen = [False] * len(settings)
         """Which variants are trained no further."""

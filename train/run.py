@@ -27,9 +27,9 @@ from train.config import (
     shape_key,
 )
 from train.dispatch import run_here, run_on_cluster
-from train.engine import group_bytes
-from train.grouping import plan_groups, plan_passes, spread
+from train.plan import plan_groups, plan_passes, spread
 from train.reuse import take_earlier
+from train.steps.memory import group_bytes
 from train.task import How, Task, plan_run, stop_file, trained_folder
 from train.telemetry import check_watching
 from train.variants import ResolvedVariant, resolve_variants

@@ -21,10 +21,10 @@ from store.read.cache import ActivationCache
 from store.read.device import DeviceBatches
 from store.record import digest
 from train.artefacts import save_group
-from train.batches import activation_scale
 from train.config import TrainConfig
 from train.group import make_group
 from train.loop import Keeping, Running, train_to_end
+from train.steps.input import activation_scale
 from train.telemetry import NOWHERE_ELSE, Telemetry, Watching, open_telemetry
 from train.variants import ResolvedVariant
 

@@ -22,8 +22,8 @@ from store.sae.artefact import load_sae, read_log
 from store.sae.weights import decode, encode
 from train.checkpoint import load_checkpoint
 from train.config import VARIANTS, TrainConfig, VariantConfig
-from train.engine import group_bytes
 from train.run import run
+from train.steps.memory import group_bytes
 from train.task import How
 from train.variants import resolve_variants
 

@@ -14,9 +14,9 @@ from store.sae.artefact import load_sae, save_sae
 from store.sae.weights import decode, encode, fold_scale
 from tests.store.cache_fixture import make_spec
 from train.config import VariantSettings
-from train.engine import group_bytes
 from train.group import VariantGroup, make_group
 from train.metrics import COLUMNS, diverged
+from train.steps.memory import group_bytes
 
 D, F, B, NUM_STEPS = 8, 12, 32, 200
 SCALE = 0.5

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from train.grouping import PlannedGroup, plan_groups, plan_passes, spread
+from train.plan import PlannedGroup, plan_groups, plan_passes, spread
 
 
 def shape(member: int) -> int:

@@ -6,7 +6,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from train.config import VARIANTS, TrainConfig, VariantConfig
-from train.variants import MAX_VARIANTS, Grid, combinations, resolve_variants, with_grid
+from train.grid import MAX_VARIANTS, Grid, combinations, with_grid
+from train.variants import resolve_variants
 
 GRID: TypeAdapter[Any] = TypeAdapter(Grid)
 

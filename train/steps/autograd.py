@@ -12,8 +12,8 @@ from torch import Tensor
 from store.sae.weights import SAEWeights
 from train.architectures import AuxK, Gated, JumpReLU, MatryoshkaBatchTopK
 from train.config import VariantSettings
-from train.initialise import StackedWeights
-from train.select import THRESHOLD_RATE, running_threshold, smallest_of_top, top_dead
+from train.steps.initialise import StackedWeights
+from train.steps.topk import THRESHOLD_RATE, running_threshold, smallest_of_top, top_dead
 
 
 class Forward(NamedTuple):
@@ -64,8 +64,8 @@ def _window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     return ((pre - threshold).abs() < bandwidth / 2.0).to(pre.dtype) / bandwidth
 
 
-class StackedStep:
-    """Weights, the batch and one step of one of the kinds above. It serves a group as FusedStep does."""
+class AutogradStep:
+    """Weights, the batch and one step of one of the kinds above. It serves a group as AnalyticStep does."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class StackedStep:
         product_dtype: torch.dtype,
         threshold_rate: float = THRESHOLD_RATE,
     ) -> None:
-        """`weights`: where training begins; they are copied. `threshold_rate`: see select.threshold_rate."""
+        """`weights`: where training begins; they are copied. `threshold_rate`: see topk.threshold_rate."""
         V, F, D = weights.W_dec.shape
         device, dtype = weights.W_dec.device, weights.W_dec.dtype
         self._batch_rows = batch_rows
@@ -127,7 +127,7 @@ class StackedStep:
         return self._gated if isinstance(kind, Gated) else self._matryoshka
 
     def compute(self, *, sparsity_V: Tensor, dead_VF: Tensor | None) -> None:
-        """Activations, error and gradients of the batch in `input_DB`; arguments as of FusedStep.compute."""
+        """Activations, error and gradients of the batch in `input_DB`; arguments as of AnalyticStep.compute."""
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.parameters.items()}
         cast = {name: leaf.to(self._product_dtype) for name, leaf in leaves.items()}
         x_BD = self.input_DB.t()

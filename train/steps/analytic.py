@@ -25,14 +25,14 @@ from torch import Tensor
 from store.sae.weights import SAEWeights
 from train.architectures import AuxK, BatchTopK, TopK
 from train.config import VariantSettings
-from train.initialise import StackedWeights
-from train.select import THRESHOLD_RATE, keep_top_of_batch_, keep_top_of_rows_, running_threshold, top_dead
+from train.steps.initialise import StackedWeights
+from train.steps.topk import THRESHOLD_RATE, keep_top_of_batch_, keep_top_of_rows_, running_threshold, top_dead
 
 _CARRIERS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 3}
 _COLUMNS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 8}  # 8 keeps bfloat16 rows aligned to 16 bytes
 
 
-class FusedStep:
+class AnalyticStep:
     """Weights, buffers and products of one stacked step; only small vectors are allocated per step."""
 
     def __init__(
@@ -44,7 +44,7 @@ class FusedStep:
         product_dtype: torch.dtype,
         threshold_rate: float = THRESHOLD_RATE,
     ) -> None:
-        """`weights`: where training begins; they are copied. `threshold_rate`: see select.threshold_rate."""
+        """`weights`: where training begins; they are copied. `threshold_rate`: see topk.threshold_rate."""
         V, F, D = weights.W_dec.shape
         device, dtype = weights.W_dec.device, weights.W_dec.dtype
         self._batch_rows = batch_rows

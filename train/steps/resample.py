@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.engine import Step
-from train.optimizer import StackedAdam
+from train.steps.adam import StackedAdam
+from train.steps.protocol import Step
 
 
 def resample_(

@@ -27,10 +27,10 @@ from torch import Tensor
 from store.sae.geometry import unit_rows
 from train.architectures import FAST
 from train.config import VariantSettings
-from train.engine import Step
-from train.fused import FusedStep
-from train.initialise import StackedWeights
-from train.stacked import StackedStep
+from train.steps.analytic import AnalyticStep
+from train.steps.autograd import AutogradStep
+from train.steps.initialise import StackedWeights
+from train.steps.protocol import Step
 
 V, B, D = 3, 32, 8
 K_AUX = D // 2  # SAELens's choice
@@ -63,7 +63,7 @@ def rows(seed: int = 1) -> Tensor:
 
 
 def stacked(settings: list[VariantSettings], start: StackedWeights, dtype: torch.dtype = torch.float64) -> Step:
-    kind = FusedStep if isinstance(settings[0].architecture, FAST) else StackedStep
+    kind = AnalyticStep if isinstance(settings[0].architecture, FAST) else AutogradStep
     return kind(start, settings, batch_rows=B, product_dtype=dtype)
 
 
@@ -259,7 +259,7 @@ def test_biases_and_l1_ride_through_bfloat16_products_with_float32_precision(res
     F, l1 = 4, 0.1234567
     b_enc = torch.tensor([[0.777777, 1.234567, 1e-4, 3.3333333]])
     start = StackedWeights(torch.zeros(1, F, D), b_enc, torch.zeros(1, F, D), torch.zeros(1, D))
-    fused = FusedStep(start, [resolved(d_sae=F)], batch_rows=B, product_dtype=torch.bfloat16)
+    fused = AnalyticStep(start, [resolved(d_sae=F)], batch_rows=B, product_dtype=torch.bfloat16)
     fused.compute(sparsity_V=torch.tensor([l1], dtype=torch.float64), dead_VF=None)
     torch.testing.assert_close(fused._dec_VFK[0, :, D:].float().sum(1), torch.full((F,), l1 / B), rtol=1e-6, atol=0)
     torch.testing.assert_close(fused._enc_VFK[0, :, D:].float().sum(1), b_enc[0], rtol=1e-6, atol=0)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from train.batches import activation_scale, load_batch
 from train.metrics import (
     AVERAGED_RECORDS,
     COLUMNS,
@@ -17,6 +16,7 @@ from train.metrics import (
     log_lines,
     mean_max_cosine,
 )
+from train.steps.input import activation_scale, load_batch
 
 
 def record(*losses: float) -> torch.Tensor:

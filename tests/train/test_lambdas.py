@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from train.config import TrainConfig, VariantConfig, resolve
-from train.controllers import Lambdas
+from train.lambda_controller import LambdaController
 from train.lambdas import (
     DUAL_RANGE,
     LAMBDA_FLOOR,
@@ -37,9 +37,9 @@ class Shared:
     train: TrainConfig
 
 
-def controllers(kinds: list[dict[str, Any]], num_steps: int) -> Lambdas:
+def controllers(kinds: list[dict[str, Any]], num_steps: int) -> LambdaController:
     variants = [resolve(Shared.train, VariantConfig.model_validate({"lambda": kind})) for kind in kinds]
-    return Lambdas(variants, num_steps=num_steps, device=torch.device("cpu"))
+    return LambdaController(variants, num_steps=num_steps, device=torch.device("cpu"))
 
 
 def column(value: float) -> Tensor:

@@ -27,7 +27,7 @@ Follow = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], Moved]
 """(theta, first, second, measured, count, lr_factor), each (n,), to the new theta, first and second."""
 
 
-class Lambdas:
+class LambdaController:
     """Lambda of each variant at each step; `state` is what lasts."""
 
     def __init__(self, settings: Sequence[VariantSettings], *, num_steps: int, device: torch.device) -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from train.config import VariantSettings
-from train.engine import make_step
-from train.initialise import initial_weights
-from train.optimizer import StackedAdam, clip_, remove_parallel_part_, renormalise_
-from train.resample import draw_rows, resample_
+from train.steps.adam import StackedAdam, clip_, remove_parallel_part_, renormalise_
+from train.steps.initialise import initial_weights
+from train.steps.make import make_step
+from train.steps.resample import draw_rows, resample_
 
 Resolved = Callable[..., VariantSettings]
 

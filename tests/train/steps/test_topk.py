@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.select import (
+from train.steps.topk import (
     keep_top_of_batch_,
     keep_top_of_rows_,
     running_threshold,
