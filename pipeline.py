@@ -96,7 +96,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Copy trained SAEs into a folder that can be uploaded to a model hub, with a card made from the artefacts."""
-    from train.export import run
+    from evaluate.publish import run
 
     names = run(
         MODELS, arguments.variants, output=arguments.output, with_diverged=arguments.with_diverged,
@@ -128,7 +128,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Compare the variants and write reports/report.html and reports/report.md."""
-    from evaluate.report import run
+    from evaluate.report.page import run
     from params import load_params
 
     params = load_params(arguments.params)

@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import JsonValue, ValidationError, model_validator
 
-from evaluate.benchmarks import Benchmark, Measurement
+from evaluate.benchmarks.context import Measurement
+from evaluate.benchmarks.registry import Benchmark
 from store.atomic import read_json, write_json
 from store.errors import DamagedFile, StoreError
 from store.record import Record, digest

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import sys
 from collections.abc import Iterator
@@ -14,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluate.benchmarks import BENCHMARKS, Benchmark, Laboratory, Subject, measure
+from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE
+from evaluate.benchmarks.registry import BENCHMARKS, Benchmark, measure
 from evaluate.config import EvaluateConfig
 from evaluate.results import BenchmarkResult, make_result, read_result, result_path, write_result
+from evaluate.subjects import all_cards, diverged_at, held_out_tokens, result_inputs
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_bridge, resolve
 from store.atomic import link_or_copy, replace_folder
@@ -25,8 +26,8 @@ from store.care.dvc_versions import earlier_outputs
 from store.errors import MismatchedCache, StoreError
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
-from store.record import Record, digest, plain
-from store.sae.artefact import SAECard, load_card, load_sae
+from store.record import Record, digest
+from store.sae.artefact import SAECard, load_sae
 
 # What a benchmark, its libraries and our adapter raise when something is wrong. All of it stops the run.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -78,10 +79,8 @@ def run(
         for variant in (name for name in wanted if name not in missing):
             print(f"evaluate {benchmark}: {variant} is unchanged and reused", file=sys.stderr)
         if missing:
-            laboratory = (
-                _set_up(model, cache.manifest, held_out, torch.device(device)) if held_out is not None else None
-            )
-            _measure_all(entry, settings, missing, laboratory, models_folder=models_folder, finished=finished)
+            context = _set_up(model, cache.manifest, held_out, torch.device(device)) if held_out is not None else None
+            _measure_all(entry, settings, missing, context, models_folder=models_folder, finished=finished)
         replace_folder(finished, output)
 
 
@@ -92,77 +91,12 @@ def known_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def all_cards(models_folder: Path, manifest: Manifest) -> dict[str, SAECard]:
-    """The card of every variant, by name; all were trained on the cache described by `manifest`."""
-    folders = sorted(path for path in models_folder.glob("[!.]*") if path.is_dir()) if models_folder.is_dir() else []
-    if not folders:
-        raise StoreError(f"expected a folder per variant in {models_folder}, found none. Train first: dvc repro train")
-    return {folder.name: fitting_card(folder, manifest) for folder in folders}
-
-
-def diverged_at(card: SAECard) -> int | None:
-    """The step at which the variant's training diverged; None for one that trained to its end."""
-    step = card.final.get("diverged_at_step")
-    return None if step is None else int(step)
-
-
 def _left_out(benchmark: str, card: SAECard) -> bool:
     """Whether there is nothing to measure; says so."""
     step = diverged_at(card)
     if step is not None:
         print(f"evaluate {benchmark}: {card.name} diverged at step {step} and is not measured", file=sys.stderr)
     return step is not None
-
-
-def fitting_card(folder: Path, manifest: Manifest) -> SAECard:
-    """The card of one SAE, checked to be the one its folder names and to come from the cache of `manifest`."""
-    card = load_card(folder)
-    if card.name != folder.name:
-        raise StoreError(f"expected the SAE of {folder.name!r} in {folder}, got that of {card.name!r}. Train again")
-    if card.cache_digest != manifest.digest:
-        raise MismatchedCache(
-            f"expected {folder} to be trained on the present activation cache, {manifest.digest[:12]}, got one trained "
-            f"on {card.cache_digest[:12]}. Run dvc repro, or dvc pull models and data/activations of one commit"
-        )
-    return card
-
-
-def held_out_tokens(cache: ActivationCache, settings: Record) -> NDArray[np.uint32]:
-    """The held-out sequences that the settings ask for, (sequences, context)."""
-    needed = max(value for name, value in settings if name.startswith("num_") and name.endswith("_sequences"))
-    tokens = cache.held_out_tokens()
-    if len(tokens) < needed:
-        raise ValueError(
-            f"expected at least {needed} held-out sequences for evaluate, the activation cache has {len(tokens)}. "
-            "Lower num_*_sequences in evaluate, or raise num_held_out_sequences in harvest"
-        )
-    return tokens[:needed]
-
-
-def result_inputs(
-    benchmark: Benchmark,
-    settings: Record,
-    *,
-    card: SAECard,
-    manifest: Manifest,
-    held_out: NDArray[np.uint32] | None,
-) -> dict[str, Any]:
-    """Everything that the figures of one variant depend on, as JSON; its digest is the result's key."""
-    inputs: dict[str, Any] = {
-        "benchmark": benchmark.name,
-        "version": benchmark.version,
-        "settings": plain(settings),
-        "weights_sha256": card.weights_sha256,
-    }
-    if held_out is not None:
-        inputs |= {
-            "hook": card.hook,
-            "language_model": plain(manifest.spec.model),
-            "compute_dtype": manifest.spec.compute_dtype,
-            "held_out_shape": list(held_out.shape),
-            "held_out_sha256": hashlib.sha256(np.ascontiguousarray(held_out, dtype="<u4").tobytes()).hexdigest(),
-        }
-    return inputs
 
 
 def _without_result(finished: Path, wanted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -206,7 +140,7 @@ def _take_earlier(finished: Path, missing: dict[str, dict[str, Any]], output: st
 
 def _set_up(
     model: LanguageModelConfig, manifest: Manifest, held_out: NDArray[np.uint32], device: torch.device
-) -> Laboratory:
+) -> BenchmarkContext:
     """Loads the language model that the cache was made with, in the dtype it ran in then."""
     folder = resolve(model.name, model.revision)
     identity = identify(folder, name=model.name, revision=model.revision)
@@ -218,7 +152,7 @@ def _set_up(
         )
     bridge = load_bridge(folder, dtype=getattr(torch, manifest.spec.compute_dtype), device=str(device))
     special = {identity.bos_token_id, bridge.tokenizer.eos_token_id, bridge.tokenizer.pad_token_id}
-    return Laboratory(
+    return BenchmarkContext(
         bridge=bridge,
         tokens=held_out,
         ignored_token_ids=frozenset(token for token in special if token is not None),
@@ -235,7 +169,7 @@ def _measure_all(
     benchmark: Benchmark,
     settings: Record,
     missing: dict[str, dict[str, Any]],
-    laboratory: Laboratory | None,
+    context: BenchmarkContext | None,
     *,
     models_folder: Path,
     finished: Path,
@@ -243,12 +177,12 @@ def _measure_all(
     """Measures each missing variant and writes its result at once, so that a killed run continues after it."""
     per_variant: int = importlib.import_module(benchmark.module).num_batches(settings)
     with tqdm(total=per_variant * len(missing), desc=f"evaluate {benchmark.name}", unit="batch") as progress:
-        counted = laboratory and dataclasses.replace(laboratory, on_batch=progress.update)
+        counted = context and dataclasses.replace(context, on_batch=progress.update)
         for done, (variant, inputs) in enumerate(missing.items()):
             progress.set_postfix_str(variant)
             with _named(benchmark.name, variant):
                 weights, card = load_sae(models_folder / variant)
-                measurement = measure(benchmark, Subject(variant, weights, card), settings, counted)
+                measurement = measure(benchmark, EvaluatedSAE(variant, weights, card), settings, counted)
                 write_result(finished, make_result(benchmark, variant, inputs, measurement))
             progress.update(per_variant * (done + 1) - progress.n)
 

@@ -23,5 +23,4 @@ telemetry.py          where a running training can be watched
 tensorboard.py        TensorBoard's event files
 checkpoint.py         all that a killed training needs
 artefacts.py          a trained group to SAE artefacts
-export.py             artefacts to a folder for a model hub
 """

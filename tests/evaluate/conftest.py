@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from evaluate.benchmarks import BENCHMARKS
+from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import CoreConfig, EvaluateConfig, GeometryConfig
 from evaluate.run import run
 from language_model.config import LanguageModelConfig

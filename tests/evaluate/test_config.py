@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from evaluate.benchmarks import BENCHMARKS, NOT_RUN_YET
+from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
 from evaluate.config import EvaluateConfig
 
 GOOD = {

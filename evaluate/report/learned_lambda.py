@@ -1,26 +1,14 @@
 """Learned lambdas: where the equation of their descent would leave them, and where they ended. Pure functions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluate.findings import Finding, listed, number
+from evaluate.report.findings import Finding, listed, number
 from store.sae.artefact import SAECard
+from store.sae.stationary_lambda import stationary_lambda
 
 SAME_END_WITHIN = 0.2
 FEW_NAMES = 6
-
-
-def stationary_lambda(penalty: float, regularization: float) -> float:
-    """The lambda at which a learned lambda stops: lambda * P = -2 c log(lambda), with c the regularization.
-
-    With w = -log(lambda) this is w e^w = P / (2 c), Lambert's equation, solved by Newton's method from above.
-    """
-    target = penalty / (2.0 * regularization)
-    w = math.log1p(target)
-    for _ in range(50):
-        w -= (w * math.exp(w) - target) / (math.exp(w) * (1.0 + w))
-    return math.exp(-w)
 
 
 def lambda_finding(

@@ -4,9 +4,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from evaluate import chart
-from evaluate.chart import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, fitted
+from evaluate.report import svg as chart
+from evaluate.report.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, fitted
 
 _PLOT_HEIGHT = 250.0
 _STRIP_HEIGHT = 46.0
@@ -164,3 +165,9 @@ def tracks(families: Sequence[Track], *, x_label: str, y_label: str, description
             tip = f"{name}: {x_label} {a:.4g}, {y_label} {b:.4g}"
             dots += chart.point(x.at(a), y.at(b), colour=track.colour, tip=tip)
     return chart.svg(body + dots, height=_PLOT_HEIGHT, description=description)
+
+
+def series(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one field of a training log, without the lines that do not have it."""
+    points = [(float(line["step"]), float(line[key])) for line in log if line.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate import report
-from evaluate.benchmarks import NOT_RUN_YET
+from evaluate.benchmarks.registry import NOT_RUN_YET
 from evaluate.config import GeometryConfig
+from evaluate.report import page as report
 from store.errors import IncompleteCache, MismatchedCache, StoreError
 
 VARIANTS = ["baseline", "fixed-1", "adaptive", "adaptive-high", "floored", "dead"]

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from evaluate.benchmarks import NOT_RUN_YET
-from evaluate.compare import BASELINE, all_settings, baseline_of, seed_groups, untreated
-from evaluate.evidence import Evidence
-from evaluate.findings import (
+from evaluate.benchmarks.registry import NOT_RUN_YET
+from evaluate.compare.seeds import seed_groups
+from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, untreated
+from evaluate.report.findings import (
     Finding,
     baseline_sparsity_finding,
     dead_finding,
@@ -20,33 +20,34 @@ from evaluate.findings import (
     sparsity_finding,
     trade_finding,
 )
-from evaluate.learned import ends_finding, lambda_finding, starts_finding, states_finding
+from evaluate.report.inputs import ReportInputs
+from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
 from store.sae.artefact import SAECard
 
 FEW_LEARNED = 4
 """Up to so many learned lambdas have a sentence each."""
 
 
-def findings(evidence: Evidence) -> list[Finding]:
+def findings(inputs: ReportInputs) -> list[Finding]:
     """All sentences, the most consequential first: what cannot be trusted, what was found, what is not known."""
-    metrics, cards = evidence.metrics(), evidence.cards
+    metrics, cards = inputs.metrics(), inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
     l0 = {name: values["l0"] for name, values in metrics.items()}
     max_cosines = {
         name: [float(value) for value in _numbers(result.details["max_cosine"])]
-        for name, result in evidence.results["geometry"].items()
+        for name, result in inputs.results["geometry"].items()
     }
-    maybe = [diverged_finding(evidence.diverged)]
+    maybe = [diverged_finding(inputs.diverged)]
     maybe += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
     maybe += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]
     if BASELINE in cards:
         maybe += [sparsity_finding(l0, reference), baseline_sparsity_finding(l0[BASELINE])]
     else:
-        why = "The baseline diverged" if BASELINE in evidence.diverged else "No variant is named baseline"
+        why = "The baseline diverged" if BASELINE in inputs.diverged else "No variant is named baseline"
         maybe.append(Finding("warning", f"{why}, so nothing is compared with a plain SAE."))
     maybe += [
         geometry_finding(metrics, max_cosines),
-        *learned_findings(evidence),
+        *learned_findings(inputs),
         dead_latents_finding(
             {name: int(values["num_dead_latents"]) for name, values in metrics.items()},
             {name: card.d_sae for name, card in cards.items()},
@@ -62,16 +63,16 @@ def findings(evidence: Evidence) -> list[Finding]:
     return [finding for finding in maybe if finding is not None]
 
 
-def learned_findings(evidence: Evidence) -> list[Finding | None]:
+def learned_findings(inputs: ReportInputs) -> list[Finding | None]:
     """Where the learned lambdas ended: one by one where they are few, counted where they are many."""
-    learned = [card for card in evidence.cards.values() if is_learned(card)]
-    ends = learned_ends(evidence.cards)
+    learned = [card for card in inputs.cards.values() if is_learned(card)]
+    ends = learned_ends(inputs.cards)
     if len(learned) > FEW_LEARNED:
         return [states_finding(learned), ends_finding(ends)]
     sentences = [
         lambda_finding(
             card,
-            evidence.logs[card.name],
+            inputs.logs[card.name],
             penalty=float(card.final["scaled_penalty"]),
             regularization=regularization(card),
         )

@@ -1,6 +1,6 @@
 """The `geometry` benchmark: angles between the decoder directions of one SAE. Needs no language model."""
 
-from evaluate.benchmarks import Laboratory, Measurement, Subject
+from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
 from evaluate.config import GeometryConfig
 from store.sae.geometry import decoder_geometry
 
@@ -13,13 +13,13 @@ def num_batches(config: GeometryConfig) -> int:
     return 1
 
 
-def measure(subject: Subject, config: GeometryConfig, laboratory: Laboratory | None) -> Measurement:
+def measure(subject: EvaluatedSAE, config: GeometryConfig, context: BenchmarkContext | None) -> Measurement:
     """Statistics of `W_dec` (F, d), as defined in store/sae/geometry.py.
 
     Metrics: penalty (P), lower_bound, excess, mean_abs_cosine, mean_max_cosine, largest_cosine, effective_rank.
     Details: max_cosine per latent (F), histogram_counts (num_bins) of unordered pairs and histogram_edges.
     """
-    del laboratory
+    del context
     geometry = decoder_geometry(subject.weights.W_dec, num_bins=config.num_bins)
     return Measurement(
         metrics={

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evaluate.adapter import to_sae_bench
+from evaluate.sae_bench import to_sae_bench
 from store.sae.artefact import load_sae
 from store.sae.weights import SAEWeights, decode, encode
 

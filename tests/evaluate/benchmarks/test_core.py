@@ -11,9 +11,11 @@ from sae_bench.custom_saes.relu_sae import ReluSAE
 from sae_lens.evals import ExplainedVarianceCalculator
 from torch import Tensor
 
-from evaluate import adapter, core
-from evaluate.adapter import to_sae_bench
-from evaluate.benchmarks import BENCHMARKS, Laboratory, Measurement, Subject, measure
+from evaluate import sae_bench as adapter
+from evaluate.benchmarks import core
+from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
+from evaluate.benchmarks.registry import BENCHMARKS, measure
+from evaluate.sae_bench import to_sae_bench
 from language_model.load import load_bridge, load_model
 from store.read.cache import ActivationCache
 from store.sae.artefact import load_sae
@@ -23,8 +25,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def laboratory(study: SimpleNamespace) -> Laboratory:
-    return Laboratory(
+def context(study: SimpleNamespace) -> BenchmarkContext:
+    return BenchmarkContext(
         bridge=load_bridge(study.model_folder, dtype=torch.float32, device="cpu"),
         tokens=ActivationCache(study.cache).held_out_tokens(),
         ignored_token_ids=frozenset({0, 1, 2}),
@@ -35,12 +37,12 @@ def laboratory(study: SimpleNamespace) -> Laboratory:
 
 @pytest.fixture
 def measured(
-    study: SimpleNamespace, laboratory: Laboratory, add_sae: Callable[..., None]
+    study: SimpleNamespace, context: BenchmarkContext, add_sae: Callable[..., None]
 ) -> Callable[[SAEWeights], Measurement]:
     def measured(weights: SAEWeights) -> Measurement:
         add_sae("subject", weights)
         loaded, card = load_sae(study.models / "subject")
-        return measure(BENCHMARKS["core"], Subject("subject", loaded, card), study.config.core, laboratory)
+        return measure(BENCHMARKS["core"], EvaluatedSAE("subject", loaded, card), study.config.core, context)
 
     return measured
 
@@ -188,13 +190,13 @@ def test_the_loss_without_the_sae_is_the_plain_models_cross_entropy_without_a_se
 
 
 def test_losses_of_a_bfloat16_language_model_are_not_rounded_to_bfloat16(
-    study: SimpleNamespace, laboratory: Laboratory, saes: SimpleNamespace, add_sae: Callable[..., None]
+    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None]
 ) -> None:
     add_sae("subject", saes.identity())
     weights, card = load_sae(study.models / "subject")
     bridge = load_bridge(study.model_folder, dtype=torch.bfloat16, device="cpu")
-    halved = dataclasses.replace(laboratory, bridge=bridge)
-    metrics = measure(BENCHMARKS["core"], Subject("subject", weights, card), study.config.core, halved).metrics
+    halved = dataclasses.replace(context, bridge=bridge)
+    metrics = measure(BENCHMARKS["core"], EvaluatedSAE("subject", weights, card), study.config.core, halved).metrics
     loss = metrics["ce_loss_without_sae"]
     assert float(torch.tensor(loss).to(torch.bfloat16)) != loss
     # +x_i and -x_i reproduce bfloat16 activations exactly
@@ -210,7 +212,7 @@ def test_the_same_sae_gives_the_same_figures_twice(
 
 def test_a_figure_that_is_not_a_number_is_an_error_that_names_it(
     study: SimpleNamespace,
-    laboratory: Laboratory,
+    context: BenchmarkContext,
     saes: SimpleNamespace,
     add_sae: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -221,14 +223,14 @@ def test_a_figure_that_is_not_a_number_is_an_error_that_names_it(
     broken |= {"model_behavior_preservation": {}, "model_performance_preservation": {}}
     monkeypatch.setattr(core, "run_evals", lambda *arguments, **keywords: (broken, {}))
     with pytest.raises(ValueError, match=r"expected finite figures, got \{'l0': nan\}"):
-        measure(BENCHMARKS["core"], Subject("subject", weights, card), study.config.core, laboratory)
+        measure(BENCHMARKS["core"], EvaluatedSAE("subject", weights, card), study.config.core, context)
 
 
 def test_text_is_never_read_twice_to_fill_a_batch(
-    study: SimpleNamespace, laboratory: Laboratory, saes: SimpleNamespace, add_sae: Callable[..., None]
+    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None]
 ) -> None:
     add_sae("subject", saes.random(1))
     weights, card = load_sae(study.models / "subject")
-    short = dataclasses.replace(laboratory, tokens=laboratory.tokens[:4])
+    short = dataclasses.replace(context, tokens=context.tokens[:4])
     with pytest.raises(ValueError, match="expected enough held-out sequences for the benchmark, got fewer"):
-        measure(BENCHMARKS["core"], Subject("subject", weights, card), study.config.core, short)
+        measure(BENCHMARKS["core"], EvaluatedSAE("subject", weights, card), study.config.core, short)

@@ -31,9 +31,9 @@ from sae_bench.evals.core.main import run_evals
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
-from evaluate.adapter import StoredSAE, to_sae_bench
-from evaluate.benchmarks import Laboratory, Measurement, Subject
+from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
 from evaluate.config import CoreConfig
+from evaluate.sae_bench import StoredSAE, to_sae_bench
 
 
 def num_batches(config: CoreConfig) -> int:
@@ -41,7 +41,7 @@ def num_batches(config: CoreConfig) -> int:
     return (config.num_reconstruction_sequences + 2 * config.num_sparsity_sequences) // config.batch_sequences
 
 
-def measure(subject: Subject, config: CoreConfig, laboratory: Laboratory | None) -> Measurement:
+def measure(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
     """Runs the SAE in the language model. Positions of BOS, EOS and padding keep their activations and never count.
 
     Metrics: explained_variance, mse, cosine_similarity, l0, l1, l2_ratio, num_dead_latents, fraction_dead_latents,
@@ -49,11 +49,11 @@ def measure(subject: Subject, config: CoreConfig, laboratory: Laboratory | None)
     everywhere), ce_loss_score = (ablation - with) / (ablation - without), and the three kl_div figures alike.
     Cross-entropies are nats per token.
     """
-    assert laboratory is not None
-    sae = to_sae_bench(subject.weights, subject.card, device=laboratory.device)
-    loss = _sae_bench(sae, laboratory, config, part="loss")
-    rows = _sae_bench(sae, laboratory, config, part="rows")
-    plain = plain_statistics(sae, laboratory, config)
+    assert context is not None
+    sae = to_sae_bench(subject.weights, subject.card, device=context.device)
+    loss = _sae_bench(sae, context, config, part="loss")
+    rows = _sae_bench(sae, context, config, part="rows")
+    plain = plain_statistics(sae, context, config)
     behaviour, performance = loss["model_behavior_preservation"], loss["model_performance_preservation"]
     num_dead = int((plain.firing_counts == 0).sum())
     return Measurement(
@@ -121,24 +121,24 @@ class Float32Losses:
 
 
 def _sae_bench(
-    sae: StoredSAE, laboratory: Laboratory, config: CoreConfig, *, part: Literal["loss", "rows"]
+    sae: StoredSAE, context: BenchmarkContext, config: CoreConfig, *, part: Literal["loss", "rows"]
 ) -> dict[str, dict[str, float]]:
     """One call of sae-bench's `run_evals`: the language model's loss, or sparsity and norms of rows."""
     loss = part == "loss"
     num_sequences = config.num_reconstruction_sequences if loss else config.num_sparsity_sequences
-    context_length = laboratory.tokens.shape[1]
+    context_length = context.tokens.shape[1]
     # A tokens column is taken as it is: BOS is neither added nor removed. The iterable form hands over plain lists.
-    windows = datasets.Dataset.from_dict({"tokens": laboratory.tokens[:num_sequences].astype(np.int64)})
+    windows = datasets.Dataset.from_dict({"tokens": context.tokens[:num_sequences].astype(np.int64)})
     store = HeldOutStore.from_sae(
-        laboratory.bridge,
+        context.bridge,
         sae,
         windows.to_iterable_dataset(),
         context_size=context_length,
         store_batch_size_prompts=config.batch_sequences,
         total_tokens=num_sequences * context_length,
-        device=str(laboratory.device),
+        device=str(context.device),
     )
-    store.on_batch = laboratory.on_batch
+    store.on_batch = context.on_batch
     num_batches = num_sequences // config.batch_sequences
     settings = CoreEvalConfig(
         model_name=sae.cfg.model_name,
@@ -153,8 +153,8 @@ def _sae_bench(
         compute_variance_metrics=not loss,
         exclude_special_tokens_from_reconstruction=True,
     )
-    model = Float32Losses(laboratory.bridge)
-    scalars, _ = run_evals(sae, store, model, settings, ignore_tokens=set(laboratory.ignored_token_ids))
+    model = Float32Losses(context.bridge)
+    scalars, _ = run_evals(sae, store, model, settings, ignore_tokens=set(context.ignored_token_ids))
     return {group: {name: float(value) for name, value in values.items()} for group, values in scalars.items()}
 
 
@@ -173,16 +173,16 @@ class PlainStatistics:
 
 
 @torch.no_grad()
-def plain_statistics(sae: StoredSAE, laboratory: Laboratory, config: CoreConfig) -> PlainStatistics:
+def plain_statistics(sae: StoredSAE, context: BenchmarkContext, config: CoreConfig) -> PlainStatistics:
     """Explained variance about the mean, mean squared error, cosine similarity and firing counts; see the top."""
     d_model, d_sae = sae.W_enc.shape
-    device = laboratory.device
+    device = context.device
     row_sum = torch.zeros(d_model, dtype=torch.float64, device=device)
     counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
     least = torch.full((d_sae,), math.inf, device=device)
     most = torch.full((d_sae,), -math.inf, device=device)
     num_rows, square_sum, residual_sum, cosine_sum = 0, 0.0, 0.0, 0.0
-    for x in _held_out_rows(sae, laboratory, config):
+    for x in _held_out_rows(sae, context, config):
         latents = sae.encode(x)
         wide, reconstruction = x.double(), sae.decode(latents).double()
         num_rows += len(x)
@@ -206,16 +206,16 @@ def plain_statistics(sae: StoredSAE, laboratory: Laboratory, config: CoreConfig)
     )
 
 
-def _held_out_rows(sae: StoredSAE, laboratory: Laboratory, config: CoreConfig) -> Iterator[Tensor]:
+def _held_out_rows(sae: StoredSAE, context: BenchmarkContext, config: CoreConfig) -> Iterator[Tensor]:
     """Activations at the hook without the ignored positions, (rows, d) per batch."""
     hook = sae.cfg.hook_name
-    ignored = torch.tensor(sorted(laboratory.ignored_token_ids), device=laboratory.device)
-    for batch in _batches(laboratory.tokens[: config.num_sparsity_sequences], config.batch_sequences):
-        tokens = torch.from_numpy(batch).to(laboratory.device)
-        _, cache = laboratory.bridge.run_with_cache(
+    ignored = torch.tensor(sorted(context.ignored_token_ids), device=context.device)
+    for batch in _batches(context.tokens[: config.num_sparsity_sequences], config.batch_sequences):
+        tokens = torch.from_numpy(batch).to(context.device)
+        _, cache = context.bridge.run_with_cache(
             tokens, prepend_bos=False, names_filter=[hook], stop_at_layer=sae.cfg.hook_layer + 1
         )
-        laboratory.on_batch()
+        context.on_batch()
         yield cache[hook][~torch.isin(tokens, ignored)]
 
 

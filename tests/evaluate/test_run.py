@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate import core
-from evaluate.benchmarks import Laboratory, Measurement, Subject
+from evaluate.benchmarks import core
+from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
 from evaluate.config import CoreConfig
 from evaluate.results import read_result
 from evaluate.run import BenchmarkFailed, run
@@ -53,9 +53,9 @@ def test_another_variants_result_stays_byte_identical_when_one_changes_and_is_no
     add_sae("fixed-1", saes.random(9), settings={"kind": "fixed", "value": 2.0})
     measured, measure = [], core.measure
 
-    def counting(subject: Subject, config: CoreConfig, laboratory: Laboratory | None) -> Measurement:
+    def counting(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
         measured.append(subject.variant)
-        return measure(subject, config, laboratory)
+        return measure(subject, config, context)
 
     monkeypatch.setattr(core, "measure", counting)
     evaluate_all("core")
@@ -111,11 +111,11 @@ def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchma
 ) -> None:
     measure, measured = core.measure, []
 
-    def failing(subject: Subject, config: CoreConfig, laboratory: Laboratory | None) -> Measurement:
+    def failing(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
         measured.append(subject.variant)
         if subject.variant == "fixed-1" and len(measured) == 2:
             raise ZeroDivisionError("float division by zero")
-        return measure(subject, config, laboratory)
+        return measure(subject, config, context)
 
     monkeypatch.setattr(core, "measure", failing)
     with pytest.raises(BenchmarkFailed, match="benchmark core failed on variant fixed-1: float division by zero"):

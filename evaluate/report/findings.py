@@ -5,7 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluate.compare import BASELINE, MATCHED_L0_WITHIN, SeedGroup, best, differing_sparsity
+from evaluate.compare.matched_l0 import MATCHED_L0_WITHIN, differing_sparsity
+from evaluate.compare.seeds import SeedGroup
+from evaluate.compare.treatments import BASELINE
+from evaluate.report.metrics import best
 
 DEAD_L0 = 0.01  # fewer active latents per row than this: the SAE outputs its bias
 MOSTLY_DEAD = 0.5

@@ -1,57 +1,17 @@
 """The benchmarks: those that run, and those that this version does not run yet, with what each of them measures.
 
-A benchmark is one module with a function `measure(subject, config, laboratory) -> Measurement`, one entry in
+A benchmark is one module with a function `measure(subject, config, context) -> Measurement`, one entry in
 `BENCHMARKS`, and one field of the same name in `EvaluateConfig`. Modules are imported when they are needed, because
 sae-bench takes many seconds to import and the report needs none of it.
 """
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from pydantic import JsonValue
 
+from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
 from store.record import Record
-from store.sae.artefact import SAECard
-from store.sae.weights import SAEWeights
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The SAE under test."""
-
-    variant: str
-    weights: SAEWeights
-    card: SAECard
-
-
-@dataclass(frozen=True)
-class Laboratory:
-    """What benchmarks need beside the SAE: the language model and text that training never saw. Set up once."""
-
-    bridge: Any
-    """The language model as a transformer_lens TransformerBridge."""
-    tokens: NDArray[np.uint32]
-    """Held-out sequences, (sequences, context), each beginning with BOS."""
-    ignored_token_ids: frozenset[int]
-    """BOS, EOS and padding: positions that SAEs were not trained on and that no figure counts."""
-    device: torch.device
-    on_batch: Callable[[], object]
-    """Called after every batch, for the progress bar."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a benchmark found out about one SAE."""
-
-    metrics: dict[str, float]
-    """The figures that are compared between variants; all finite."""
-    details: dict[str, JsonValue] = field(default_factory=dict)
-    """Distributions, the benchmark library's own output, and how the figures were made."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +39,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         Benchmark(
             name="core",
-            module="evaluate.core",
+            module="evaluate.benchmarks.core",
             version=1,
             needs_language_model=True,
             measures="How well the SAE reconstructs held-out activations, how sparse it is, and what the language "
@@ -87,7 +47,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             name="geometry",
-            module="evaluate.geometry",
+            module="evaluate.benchmarks.geometry",
             version=1,
             needs_language_model=False,
             measures="Angles between decoder directions: pairwise cosines, the nearest other latent, the penalty P "
@@ -115,9 +75,11 @@ NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
 )
 
 
-def measure(benchmark: Benchmark, subject: Subject, config: Record, laboratory: Laboratory | None) -> Measurement:
+def measure(
+    benchmark: Benchmark, subject: EvaluatedSAE, config: Record, context: BenchmarkContext | None
+) -> Measurement:
     """Runs `benchmark` on one SAE. A figure that is not a finite number is an error that names it."""
-    measurement: Measurement = importlib.import_module(benchmark.module).measure(subject, config, laboratory)
+    measurement: Measurement = importlib.import_module(benchmark.module).measure(subject, config, context)
     broken = {name: value for name, value in measurement.metrics.items() if not np.isfinite(value)}
     if broken:
         raise ValueError(f"expected finite figures, got {broken}. Nothing was recorded")

@@ -10,29 +10,21 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluate import pictures
-from evaluate.benchmarks import BENCHMARKS, NOT_RUN_YET
-from evaluate.chart import series_class
-from evaluate.compare import (
-    BASELINE,
-    METRICS,
-    SAME_WITHIN,
-    all_settings,
-    baseline_of,
-    chance_best_match,
-    compare,
-    seed_groups,
-    shared_latents,
-    shown_in_full,
-)
+from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
+from evaluate.compare.seeds import seed_groups
+from evaluate.compare.shared_latents import chance_best_match, shared_latents
+from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shown_in_full
 from evaluate.config import EvaluateConfig
-from evaluate.evidence import Evidence, gather
-from evaluate.findings import listed, number
-from evaluate.story import findings
+from evaluate.report import figures as pictures
+from evaluate.report.findings import listed, number
+from evaluate.report.inputs import ReportInputs, gather
+from evaluate.report.metrics import METRICS, SAME_WITHIN, compare
+from evaluate.report.svg import series_class
+from evaluate.report.text import findings
 from store.atomic import write_bytes
 from store.record import plain
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "templates"
 QUESTION = (
     "Does pushing the decoder directions of a sparse autoencoder towards orthogonality give better features, and "
     "should the strength lambda of that push be fixed, scheduled, or learned?"
@@ -55,16 +47,16 @@ def run(
     Raises:
         StoreError: something that the report needs is missing or stale. Nothing is written.
     """
-    evidence = gather(
+    inputs = gather(
         config,
         variants=variants,
         models_folder=models_folder,
         results_folder=results_folder,
         cache_folder=cache_folder,
     )
-    context = page_context(evidence)
-    page = render("report.html.j2", context)
-    summary = render("report.md.j2", context)
+    context = page_context(inputs)
+    page = render("page.html.j2", context)
+    summary = render("summary.md.j2", context)
     write_bytes(output / "report.html", page.encode())
     write_bytes(output / "report.md", summary.encode())
     return output / "report.html"
@@ -98,10 +90,10 @@ def with_digits(value: float, digits: int, sign: str = "") -> str:
     return f"{value:{sign},.{digits}f}"
 
 
-def page_context(evidence: Evidence) -> dict[str, Any]:
+def page_context(inputs: ReportInputs) -> dict[str, Any]:
     """Everything that the templates show."""
-    metrics = evidence.metrics()
-    cards = evidence.cards
+    metrics = inputs.metrics()
+    cards = inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
     first = next(iter(cards.values()))
     groups = seed_groups(cards, metrics)
@@ -109,48 +101,48 @@ def page_context(evidence: Evidence) -> dict[str, Any]:
     common, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
     return {
         "question": QUESTION,
-        "lead": lead(evidence),
-        "key_figures": key_figures(evidence),
-        "style": (_FOLDER / "report.css").read_text(),
+        "lead": lead(inputs),
+        "key_figures": key_figures(inputs),
+        "style": (_FOLDER / "page.css").read_text(),
         "first": first,
-        "findings": findings(evidence),
+        "findings": findings(inputs),
         "metrics": METRICS,
         "same_within": f"{SAME_WITHIN:.0%}",
         "rows": [_row(index, name, metrics, reference[name]) for index, name in enumerate(cards)],
         "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
         "shown": "" if len(shown) == len(cards) else listed(shown),
-        "pictures": pictures.all_pictures(evidence, shown),
-        "shared": shared_latents({name: evidence.decoders[name] for name in shown}),
+        "pictures": pictures.all_pictures(inputs, shown),
+        "shared": shared_latents({name: inputs.decoders[name] for name in shown}),
         "chance_match": chance_best_match(first.d_sae, first.d_model),
         "settings": settings_table(own),
         "train": sorted(flat(common).items()),
-        "training": training_facts(evidence),
-        "data": data_facts(evidence),
+        "training": training_facts(inputs),
+        "data": data_facts(inputs),
         "benchmarks": list(BENCHMARKS.values()),
         "not_run": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
     }
 
 
-def lead(evidence: Evidence) -> str:
+def lead(inputs: ReportInputs) -> str:
     """One sentence that says what the page is about."""
-    spec = evidence.manifest.spec
-    first = next(iter(evidence.cards.values()))
-    sizes = sorted({card.d_sae for card in evidence.cards.values()})
-    kinds = dict.fromkeys(card.architecture for card in evidence.cards.values())
+    spec = inputs.manifest.spec
+    first = next(iter(inputs.cards.values()))
+    sizes = sorted({card.d_sae for card in inputs.cards.values()})
+    kinds = dict.fromkeys(card.architecture for card in inputs.cards.values())
     return (
-        f"{len(evidence.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
+        f"{len(inputs.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
         f"latents, trained on the same batches of "
         f"activations of {spec.model.name} at {first.hook} ({first.d_model} channels), and judged on text that they "
         "never saw."
     )
 
 
-def key_figures(evidence: Evidence) -> list[tuple[str, str]]:
+def key_figures(inputs: ReportInputs) -> list[tuple[str, str]]:
     """The strip of figures under the title."""
-    metrics = evidence.metrics()
+    metrics = inputs.metrics()
     name = BASELINE if BASELINE in metrics else next(iter(metrics))
-    cards = evidence.cards.values()
+    cards = inputs.cards.values()
     return [
         ("Variants", str(len(metrics))),
         ("Seeds", str(len({card.seed for card in cards}))),
@@ -207,9 +199,9 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def training_facts(evidence: Evidence) -> list[tuple[str, str]]:
+def training_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     """What the training of all variants had in common."""
-    cards = list(evidence.cards.values())
+    cards = list(inputs.cards.values())
 
     def all_of(values: list[str]) -> str:
         return ", ".join(dict.fromkeys(values))
@@ -223,9 +215,9 @@ def training_facts(evidence: Evidence) -> list[tuple[str, str]]:
     ]
 
 
-def data_facts(evidence: Evidence) -> list[tuple[str, str]]:
+def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     """The activation cache: what it holds and what it was made from."""
-    manifest = evidence.manifest
+    manifest = inputs.manifest
     spec = manifest.spec
     raw = manifest.num_rows * spec.model.d_model * 2 * len(spec.hooks)
     stored = sum(record.nbytes for path, record in manifest.files.items() if path.split("/")[0] in spec.hooks)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from evaluate.compare import SeedGroup, Spread, chance_best_match, compare, differing_sparsity, shared_latents
-from evaluate.findings import (
+from evaluate.compare.matched_l0 import differing_sparsity
+from evaluate.compare.seeds import SeedGroup, Spread
+from evaluate.compare.shared_latents import chance_best_match, shared_latents
+from evaluate.report.findings import (
     dead_finding,
     geometry_finding,
     identical_finding,
@@ -18,10 +20,12 @@ from evaluate.findings import (
     seeds_finding,
     sparsity_finding,
 )
-from evaluate.learned import lambda_finding, stationary_lambda
-from evaluate.probing import probing_finding
+from evaluate.report.learned_lambda import lambda_finding
+from evaluate.report.metrics import compare
+from evaluate.report.probing import probing_finding
 from store.identity import ModelIdentity
 from store.sae.artefact import SAECard
+from store.sae.stationary_lambda import stationary_lambda
 
 REFERENCE = Path(__file__).parent / "reference_sparse_probing_gemma-2-2b.json"
 METRICS = {

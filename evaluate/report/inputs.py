@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from evaluate.benchmarks import BENCHMARKS
+from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import EvaluateConfig
 from evaluate.results import BenchmarkResult, read_result, result_path
-from evaluate.run import diverged_at, fitting_card, held_out_tokens, result_inputs
+from evaluate.subjects import diverged_at, fitting_card, held_out_tokens, result_inputs
 from store.cache.manifest import Manifest
 from store.errors import StoreError
 from store.read.cache import ActivationCache
@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReportInputs:
     """Everything by variant, in the order of params.yaml."""
 
     manifest: Manifest
@@ -34,13 +34,13 @@ class Evidence:
     diverged: dict[str, int] = field(default_factory=dict)
     """Variants whose training diverged, with the step. They have no figures and are in nothing above."""
 
-    def only(self, variants: Sequence[str]) -> "Evidence":
-        """The evidence on some of the variants."""
+    def only(self, variants: Sequence[str]) -> "ReportInputs":
+        """The inputs on some of the variants."""
 
         def some(by_variant: Mapping[str, Value]) -> dict[str, Value]:
             return {name: by_variant[name] for name in variants}
 
-        return Evidence(
+        return ReportInputs(
             manifest=self.manifest,
             cards=some(self.cards),
             logs=some(self.logs),
@@ -65,7 +65,7 @@ def gather(
     models_folder: Path,
     results_folder: Path,
     cache_folder: Path,
-) -> Evidence:
+) -> ReportInputs:
     """Reads all that belongs to `variants` and nothing else.
 
     Raises:
@@ -88,7 +88,7 @@ def gather(
         logs[name] = read_log(models_folder / name)
     wanted = {name: _inputs(name, config, cache, cards) for name in BENCHMARKS}
     results = _results(results_folder, wanted)
-    return Evidence(
+    return ReportInputs(
         manifest=cache.manifest, cards=cards, logs=logs, decoders=decoders, results=results, diverged=diverged
     )
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from evaluate.compare import METRICS, baseline_of, families, seed_groups, shown_in_full
+from evaluate.compare.seeds import seed_groups
+from evaluate.compare.treatments import baseline_of, families, shown_in_full
+from evaluate.report.metrics import METRICS
 from store.identity import ModelIdentity
 from store.sae.artefact import SAECard
 

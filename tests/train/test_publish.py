@@ -9,11 +9,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from evaluate.publish import run
 from store.errors import DamagedFile, StoreError
 from store.sae.artefact import load_sae
 from store.sae.weights import encode
 from train.config import VARIANTS, VariantConfig
-from train.export import run
 
 Train = Callable[..., dict[str, bytes]]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.findings import Finding
+from evaluate.report.findings import Finding
 
 CHANCE = 0.5  # accuracy of a probe that sees nothing, on balanced classes
 NEAR_CHANCE_WITHIN = 0.01

@@ -4,9 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evaluate import chart
-from evaluate.chart import Scale, fitted
-from evaluate.figures import Curve, over_training, scatter, strips
+from evaluate.report import svg as chart
+from evaluate.report.plots import Curve, over_training, scatter, strips
+from evaluate.report.svg import Scale, fitted
 
 
 def test_a_linear_scale_maps_its_ends_and_its_middle() -> None:

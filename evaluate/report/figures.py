@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evaluate.chart import NUM_COLOURS, series_class
-from evaluate.compare import MANY, families, seed_groups, series
-from evaluate.evidence import Evidence
-from evaluate.figures import Curve, Track, cosine_histograms, over_training, scatter, strips, tracks
-from evaluate.findings import number
-from evaluate.learned import stationary_lambda
-from evaluate.story import is_learned, regularization
+from evaluate.compare.seeds import seed_groups
+from evaluate.compare.treatments import MANY, families
+from evaluate.report.findings import number
+from evaluate.report.inputs import ReportInputs
+from evaluate.report.plots import Curve, Track, cosine_histograms, over_training, scatter, series, strips, tracks
+from evaluate.report.svg import NUM_COLOURS, series_class
+from evaluate.report.text import is_learned, regularization
+from store.sae.stationary_lambda import stationary_lambda
 
 
 @dataclass(frozen=True)
@@ -35,33 +36,33 @@ class Group:
     pictures: tuple[Picture, ...]
 
 
-def all_pictures(everything: Evidence, shown: Sequence[str]) -> list[Group]:
+def all_pictures(everything: ReportInputs, shown: Sequence[str]) -> list[Group]:
     """The pictures in reading order. What is drawn variant by variant has those of `shown` alone."""
-    evidence = everything.only(shown)
+    inputs = everything.only(shown)
     return [
         Group("Quality against sparsity", _trade_off(everything)),
-        Group("The push over training", (_lambda(evidence), _penalty(evidence), _excess(evidence), _nearest(evidence))),
+        Group("The push over training", (_lambda(inputs), _penalty(inputs), _excess(inputs), _nearest(inputs))),
         Group(
             "The latents",
-            (_cosines(evidence), _max_cosines(evidence), _firing(evidence), _training_l0(evidence)),
+            (_cosines(inputs), _max_cosines(inputs), _firing(inputs), _training_l0(inputs)),
         ),
     ]
 
 
-def _legend(evidence: Evidence) -> tuple[tuple[str, str], ...]:
-    return tuple((series_class(index), name) for index, name in enumerate(evidence.cards))
+def _legend(inputs: ReportInputs) -> tuple[tuple[str, str], ...]:
+    return tuple((series_class(index), name) for index, name in enumerate(inputs.cards))
 
 
-def _trade_off(evidence: Evidence) -> tuple[Picture, Picture]:
+def _trade_off(inputs: ReportInputs) -> tuple[Picture, Picture]:
     return (
         _against_l0(
-            evidence,
+            inputs,
             "explained_variance",
             "explained variance",
             "Up and to the left is better. A variant that only uses more latents moves right as well as up.",
         ),
         _against_l0(
-            evidence,
+            inputs,
             "ce_loss_score",
             "CE recovered",
             "The same for the language model's own loss when it runs on the reconstruction.",
@@ -69,16 +70,16 @@ def _trade_off(evidence: Evidence) -> tuple[Picture, Picture]:
     )
 
 
-def _against_l0(evidence: Evidence, key: str, label: str, caption: str) -> Picture:
-    metrics = evidence.metrics()
+def _against_l0(inputs: ReportInputs, key: str, label: str, caption: str) -> Picture:
+    metrics = inputs.metrics()
     title, description = f"L0 against {label}", f"{label} against L0 for {', '.join(metrics)}"
     if len(metrics) <= MANY:
         dots = {name: (values["l0"], values[key]) for name, values in metrics.items()}
         drawn = scatter(dots, x_label="L0", y_label=label, description=description)
         return Picture(title, caption, Markup(drawn))
     drawn_families, legend, dashed = [], [], ""
-    for index, (name, members) in enumerate(families(evidence.cards).items()):
-        groups = seed_groups({member: evidence.cards[member] for member in members}, metrics)
+    for index, (name, members) in enumerate(families(inputs.cards).items()):
+        groups = seed_groups({member: inputs.cards[member] for member in members}, metrics)
         points = [(group.figures["l0"].mean, group.figures[key].mean, group.variants[0]) for group in groups]
         drawn_families.append(Track(points, index, dashed=index >= NUM_COLOURS))
         dashed = "a colour's second family" if index >= NUM_COLOURS else dashed
@@ -88,15 +89,15 @@ def _against_l0(evidence: Evidence, key: str, label: str, caption: str) -> Pictu
     return Picture(title, caption, Markup(drawn), tuple(legend), dashed)
 
 
-def _lambda(evidence: Evidence) -> Picture:
+def _lambda(inputs: ReportInputs) -> Picture:
     curves, hidden = [], []
-    for colour, (name, log) in enumerate(evidence.logs.items()):
+    for colour, (name, log) in enumerate(inputs.logs.items()):
         steps, values = series(log, "lambda")
         if not any(values):
             hidden.append(name)
             continue
         curves.append(Curve(steps, values, colour))
-        card = evidence.cards[name]
+        card = inputs.cards[name]
         if is_learned(card):
             steps, penalties = series(log, "scaled_penalty")
             stationary = [stationary_lambda(penalty, regularization(card)) for penalty in penalties]
@@ -108,14 +109,14 @@ def _lambda(evidence: Evidence) -> Picture:
         "Lambda",
         caption,
         Markup(over_training(curves, y_label="lambda", description="lambda of every variant over training", log=True)),
-        _legend(evidence),
+        _legend(inputs),
         "where the learned lambda of this colour would settle for its P at that step",
     )
 
 
-def _penalty(evidence: Evidence) -> Picture:
-    curves = [Curve(*series(log, "penalty"), colour) for colour, log in enumerate(evidence.logs.values())]
-    bounds = _bounds(evidence)
+def _penalty(inputs: ReportInputs) -> Picture:
+    curves = [Curve(*series(log, "penalty"), colour) for colour, log in enumerate(inputs.logs.values())]
+    bounds = _bounds(inputs)
     positive = [bound for bound in bounds if bound > 0]
     caption = "P = ||G - I||^2 over decoder directions, starting from the same decoder for every variant of one seed."
     if not positive:
@@ -132,15 +133,15 @@ def _penalty(evidence: Evidence) -> Picture:
                 bounds=[(bound, f"lower bound {number(bound)}") for bound in positive],
             )
         ),
-        _legend(evidence),
+        _legend(inputs),
     )
 
 
-def _excess(evidence: Evidence) -> Picture:
+def _excess(inputs: ReportInputs) -> Picture:
     curves = []
-    for colour, (name, log) in enumerate(evidence.logs.items()):
+    for colour, (name, log) in enumerate(inputs.logs.items()):
         steps, values = series(log, "penalty")
-        bound = evidence.results["geometry"][name].metrics["lower_bound"]
+        bound = inputs.results["geometry"][name].metrics["lower_bound"]
         curves.append(Curve(steps, [max(value - bound, 0.0) for value in values], colour))
     return Picture(
         "Excess of P over the bound",
@@ -148,12 +149,12 @@ def _excess(evidence: Evidence) -> Picture:
         Markup(
             over_training(curves, y_label="P - bound", description="P minus its lower bound over training", log=True)
         ),
-        _legend(evidence),
+        _legend(inputs),
     )
 
 
-def _nearest(evidence: Evidence) -> Picture:
-    curves = [Curve(*series(log, "mean_max_cosine"), colour) for colour, log in enumerate(evidence.logs.values())]
+def _nearest(inputs: ReportInputs) -> Picture:
+    curves = [Curve(*series(log, "mean_max_cosine"), colour) for colour, log in enumerate(inputs.logs.values())]
     return Picture(
         "Nearest other latent over training",
         "Mean over latents of the largest cosine with another one. P can sit at its bound while this still moves.",
@@ -165,17 +166,17 @@ def _nearest(evidence: Evidence) -> Picture:
                 log=False,
             )
         ),
-        _legend(evidence),
+        _legend(inputs),
     )
 
 
-def _bounds(evidence: Evidence) -> list[float]:
-    return sorted({result.metrics["lower_bound"] for result in evidence.results["geometry"].values()})
+def _bounds(inputs: ReportInputs) -> list[float]:
+    return sorted({result.metrics["lower_bound"] for result in inputs.results["geometry"].values()})
 
 
-def _cosines(evidence: Evidence) -> Picture:
+def _cosines(inputs: ReportInputs) -> Picture:
     histograms = {}
-    for name, result in evidence.results["geometry"].items():
+    for name, result in inputs.results["geometry"].items():
         counts = [int(count) for count in _numbers(result.details["histogram_counts"])]
         histograms[name] = (_numbers(result.details["histogram_edges"]), counts)
     return Picture(
@@ -183,12 +184,12 @@ def _cosines(evidence: Evidence) -> Picture:
         "All pairs of decoder directions. A push towards orthogonality narrows the peak; the tails are near-duplicates "
         "and opposites.",
         Markup(cosine_histograms(histograms, description="histogram of pairwise cosines of every variant")),
-        _legend(evidence),
+        _legend(inputs),
     )
 
 
-def _max_cosines(evidence: Evidence) -> Picture:
-    samples = {name: _numbers(result.details["max_cosine"]) for name, result in evidence.results["geometry"].items()}
+def _max_cosines(inputs: ReportInputs) -> Picture:
+    samples = {name: _numbers(result.details["max_cosine"]) for name, result in inputs.results["geometry"].items()}
     return Picture(
         "Nearest other latent",
         "Per latent, the largest cosine with another one. Mass near 1 means that features are represented twice.",
@@ -202,20 +203,20 @@ def _max_cosines(evidence: Evidence) -> Picture:
     )
 
 
-def _training_l0(evidence: Evidence) -> Picture:
-    curves = [Curve(*series(log, "l0"), colour) for colour, log in enumerate(evidence.logs.values())]
+def _training_l0(inputs: ReportInputs) -> Picture:
+    curves = [Curve(*series(log, "l0"), colour) for colour, log in enumerate(inputs.logs.values())]
     return Picture(
         "L0 over training",
         "Active latents per training row.",
         Markup(over_training(curves, y_label="L0", description="L0 of every variant over training", log=True)),
-        _legend(evidence),
+        _legend(inputs),
     )
 
 
-def _firing(evidence: Evidence) -> Picture:
+def _firing(inputs: ReportInputs) -> Picture:
     samples: dict[str, list[float]] = {}
     notes: dict[str, str] = {}
-    for name, result in evidence.results["core"].items():
+    for name, result in inputs.results["core"].items():
         counts = _numbers(result.details["firing_counts"])
         num_rows = result.metrics["num_rows"]
         samples[name] = [count / num_rows for count in counts if count]

@@ -1,0 +1,7 @@
+"""Variants compared with each other: pure functions of cards, figures and decoders.
+
+treatments.py      what was done to a variant, and what it is compared with
+seeds.py           means and spread over seeds
+matched_l0.py      whether sparsity is matched
+shared_latents.py  which latents two decoders share
+"""

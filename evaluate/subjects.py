@@ -1,0 +1,80 @@
+"""The SAEs that are evaluated, and all that a result of one depends on: what both runner and report read."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluate.benchmarks.registry import Benchmark
+from store.cache.manifest import Manifest
+from store.errors import MismatchedCache, StoreError
+from store.read.cache import ActivationCache
+from store.record import Record, plain
+from store.sae.artefact import SAECard, load_card
+
+
+def all_cards(models_folder: Path, manifest: Manifest) -> dict[str, SAECard]:
+    """The card of every variant, by name; all were trained on the cache described by `manifest`."""
+    folders = sorted(path for path in models_folder.glob("[!.]*") if path.is_dir()) if models_folder.is_dir() else []
+    if not folders:
+        raise StoreError(f"expected a folder per variant in {models_folder}, found none. Train first: dvc repro train")
+    return {folder.name: fitting_card(folder, manifest) for folder in folders}
+
+
+def diverged_at(card: SAECard) -> int | None:
+    """The step at which the variant's training diverged; None for one that trained to its end."""
+    step = card.final.get("diverged_at_step")
+    return None if step is None else int(step)
+
+
+def fitting_card(folder: Path, manifest: Manifest) -> SAECard:
+    """The card of one SAE, checked to be the one its folder names and to come from the cache of `manifest`."""
+    card = load_card(folder)
+    if card.name != folder.name:
+        raise StoreError(f"expected the SAE of {folder.name!r} in {folder}, got that of {card.name!r}. Train again")
+    if card.cache_digest != manifest.digest:
+        raise MismatchedCache(
+            f"expected {folder} to be trained on the present activation cache, {manifest.digest[:12]}, got one trained "
+            f"on {card.cache_digest[:12]}. Run dvc repro, or dvc pull models and data/activations of one commit"
+        )
+    return card
+
+
+def held_out_tokens(cache: ActivationCache, settings: Record) -> NDArray[np.uint32]:
+    """The held-out sequences that the settings ask for, (sequences, context)."""
+    needed = max(value for name, value in settings if name.startswith("num_") and name.endswith("_sequences"))
+    tokens = cache.held_out_tokens()
+    if len(tokens) < needed:
+        raise ValueError(
+            f"expected at least {needed} held-out sequences for evaluate, the activation cache has {len(tokens)}. "
+            "Lower num_*_sequences in evaluate, or raise num_held_out_sequences in harvest"
+        )
+    return tokens[:needed]
+
+
+def result_inputs(
+    benchmark: Benchmark,
+    settings: Record,
+    *,
+    card: SAECard,
+    manifest: Manifest,
+    held_out: NDArray[np.uint32] | None,
+) -> dict[str, Any]:
+    """Everything that the figures of one variant depend on, as JSON; its digest is the result's key."""
+    inputs: dict[str, Any] = {
+        "benchmark": benchmark.name,
+        "version": benchmark.version,
+        "settings": plain(settings),
+        "weights_sha256": card.weights_sha256,
+    }
+    if held_out is not None:
+        inputs |= {
+            "hook": card.hook,
+            "language_model": plain(manifest.spec.model),
+            "compute_dtype": manifest.spec.compute_dtype,
+            "held_out_shape": list(held_out.shape),
+            "held_out_sha256": hashlib.sha256(np.ascontiguousarray(held_out, dtype="<u4").tobytes()).hexdigest(),
+        }
+    return inputs
