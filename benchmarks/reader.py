@@ -11,6 +11,7 @@ process holds beyond what it held before.
 
 import gc
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -24,7 +25,6 @@ from typing import Any
 import numpy as np
 import zarr
 from bench import HOOK, best_of, finish, machine, parser, rows_to_measure, table, write_cache
-from emulated_s3 import emulated_s3
 
 from store.cache.order import keyed_permutation
 from store.codec.registry import decode_chunk
@@ -32,6 +32,11 @@ from store.files.local import Mode
 from store.files.open import CachePlace, open_files
 from store.files.protocol import Files
 from store.read.cache import ActivationCache
+
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # the emulated server is a part of the tests, which are not installed
+from emulated_s3 import emulated_s3
 
 BATCH_ROWS = 4096
 POOL_BYTES = 256 * 2**20

@@ -11,6 +11,7 @@ In turns, each over one epoch of a hook's shuffled batches, in MB/s of bfloat16 
 * half the budget s3:// with room for half of the cache, after an epoch that filled it.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,11 +20,15 @@ from typing import Any
 
 import numpy as np
 from bench import finish, machine, parser, table
-from emulated_s3 import emulated_s3
 
 from store.files.open import CachePlace
 from store.files.remote import RemoteFiles
 from store.read.cache import ActivationCache
+
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # the emulated server is a part of the tests, which are not installed
+from emulated_s3 import emulated_s3
 
 BATCH_ROWS = 4096
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.emulated_s3 import ObjectServer, reach
 from store.files import remote
+from tests.faults.emulated_s3 import ObjectServer, reach
 from tests.store.cache_fixture import write_cache
 
 

@@ -19,12 +19,12 @@ import asyncssh
 import fsspec
 import pytest
 
-from benchmarks.emulated_s3 import Fault, ObjectServer, Request, emulated_s3, reach
 from store.cache.paths import MANIFEST_FILE
 from store.errors import DamagedFile, IncompleteCache, StoreError, Unreachable
 from store.files import remote
 from store.files.open import CachePlace, open_files
 from store.files.protocol import Files
+from tests.faults.emulated_s3 import Fault, ObjectServer, Request, emulated_s3, reach
 
 ROOT = Path(__file__).parents[3]
 SHARD = "blocks.1.hook_resid_post/c/0/0"

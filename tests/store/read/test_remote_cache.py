@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.emulated_s3 import Fault, ObjectServer, Request, reach
 from store.care.info import describe, summary
 from store.care.verify import verify
 from store.errors import DamagedFile, IncompleteCache
 from store.files.open import CachePlace, open_files
 from store.read.batches import Position
 from store.read.cache import ActivationCache
+from tests.faults.emulated_s3 import Fault, ObjectServer, Request, reach
 from tests.store.cache_fixture import HOOKS
 from tests.store.files.test_range_cache import used
 

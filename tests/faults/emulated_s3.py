@@ -1,6 +1,6 @@
 """A small object server on this machine, with latency: what a benchmark or test of remote caches reads from.
 
-    python benchmarks/emulated_s3.py FOLDER --latency-ms 20
+    python tests/faults/emulated_s3.py FOLDER --latency-ms 20
 
 It speaks what reading a cache takes of S3 (GET and HEAD of objects with ranges, ListObjectsV2, XML errors; signatures
 are not looked at), and is an ordinary HTTP server with ranges by the same addresses. Each connection has its own
@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, cast
 from xml.sax.saxutils import escape
 
 BUCKET, PREFIX = "bucket", "cache"
-_REPOSITORY = Path(__file__).resolve().parent.parent
+_REPOSITORY = Path(__file__).resolve().parents[2]
 
 Fault = Literal["unavailable", "cut", "refused", "silent", "flipped"] | None
 

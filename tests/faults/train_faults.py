@@ -1,6 +1,6 @@
 """What a training survives, and what it refuses, on a small cache of real form: three kinds of fault, each for real.
 
-    python benchmarks/train_faults.py [--kills 20 --seed 0] [--json]
+    python tests/faults/train_faults.py [--kills 20 --seed 0] [--json]
 
 kill        SIGKILL at random moments of a run until it is through; its artefacts must equal, byte for byte, those of a
             run that nobody disturbed. Before some continuations the newest checkpoint is damaged as well.
@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import machine
 
 from store.cache.moments import ShardSums
 from store.cache.spec import CacheSpec
@@ -37,7 +36,10 @@ from store.cache.split import SPLITS
 from store.identity import ModelIdentity
 from store.write.writer import CacheWriter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from bench import machine  # noqa: E402
+
 HOOK = "blocks.1.hook_resid_post"
 D_MODEL, NUM_SEQUENCES, CONTEXT = 64, 1024, 33
 NUM_EPOCHS = 4
@@ -100,7 +102,11 @@ class Trial:
     def __init__(self, root: Path, dice: random.Random) -> None:
         self.root = root
         self.dice = dice
-        for package in ("store", "train"):  # a copy, so that nobody's edits get between two runs that are compared
+        for package in (
+            "compute",
+            "store",
+            "train",
+        ):  # a copy, so that nobody's edits get between two runs that are compared
             shutil.copytree(ROOT / package, root / "code" / package)
         write_cache(root / "cache")
         folder = self.folder("undisturbed")

@@ -18,7 +18,7 @@ from fault_jobs import Job
 from store.cache.manifest import ShardRecord, load_manifest
 from store.record_file import read_sealed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = 4096
 
 
@@ -44,7 +44,7 @@ class Workers:
 
     def __init__(self, inputs: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "benchmarks/fault_jobs.py"), str(inputs)],
+            [sys.executable, str(ROOT / "tests/faults/fault_jobs.py"), str(inputs)],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

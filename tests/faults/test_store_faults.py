@@ -1,4 +1,4 @@
-"""A small run of benchmarks/store_faults.py: every kind of fault, few of each."""
+"""A small run of tests/faults/store_faults.py: every kind of fault, few of each."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, ROOT / "benchmarks/store_faults.py", "--json", *arguments],
+        [sys.executable, ROOT / "tests/faults/store_faults.py", "--json", *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,6 +1,6 @@
 """The processes that store_faults.py kills, starves and watches: each job runs in a process of its own.
 
-    python benchmarks/fault_jobs.py INPUTS.npz     then one JSON list of jobs a line on standard input
+    python tests/faults/fault_jobs.py INPUTS.npz     then one JSON list of jobs a line on standard input
 
 A process with the imports behind it and without threads forks one process for each job of a list, all at once, kills
 those that are to be killed, and answers with a JSON list of how they ended: {"exit": code or -signal, ...}.

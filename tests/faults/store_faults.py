@@ -1,6 +1,6 @@
 """Faults: flipped bytes, truncated and deleted files, killed writers, full disks, two writers. Nothing may pass unseen.
 
-    python benchmarks/store_faults.py [--flips 1000 --kills 50 --seed 0] [--cache data/activations | --input ROWS.npy]
+    python tests/faults/store_faults.py [--flips 1000 --kills 50 --seed 0] [--cache data/activations | --input ROWS.npy]
                                       [--json]
 
 A small cache of two hooks and several shards is made of the first rows of a real cache (or of a person's own uint16
@@ -35,7 +35,7 @@ from fault_trials import Result, Workers, damage_files, fill_disks, kill_writers
 
 from store.read.cache import ActivationCache
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _MAX_SHOWN = 20
 
 
