@@ -3,5 +3,6 @@
 device.py   which device, and its number format
 memory.py   how much memory a stage may take
 stop.py     requests to stop, by a signal or a file
+code_version.py  versions of code that decides results, and whether it was edited since
 cluster.py  tasks on the workers of a Dask cluster
 """
