@@ -138,6 +138,19 @@ def test_only_what_changed_is_done_again(tiny_model_folder: Path, tmp_path: Path
     assert {name: study.files(name) for name in first} == first
     assert changed_models != first["models"]
 
+    # Code that decides weights is edited, no version raised: every variant is trained again. A comment changes nothing.
+    step = study.folder / "train/steps/adam.py"
+    code = step.read_text()
+    step.write_text(code.replace("_CLIP_EPS = 1.0e-6", "_CLIP_EPS = 1.0e-7"))
+    output = study.shell("dvc", "repro", "train")
+    assert "train: the code that decides" in output, output
+    assert "train: 5 variants in 1 group of 5; 1 pass over the data" in output, output
+    step.write_text(code + "# A comment.\n")
+    output = study.shell("dvc", "repro", "train")
+    assert output.count("is unchanged and reused") == 5, output
+    assert study.files("models") == first["models"]
+    step.write_text(code)
+
     # A larger budget: full shards keep their bytes, the partial one is remade, new ones are added.
     study.edit(lambda params: params["profiles"]["embedded"]["harvest"].update(num_rows=2400))
     output = study.shell("dvc", "repro", "harvest")
