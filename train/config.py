@@ -206,21 +206,21 @@ class ShapeKey(NamedTuple):
     architecture: str
     d_sae: int
     decoder_norm: DecoderNorm
-    remedy: str
-    remedy_k: int
+    dead_latents: str
+    aux_k: int
     widths: tuple[int, ...]
     bandwidth: float
 
 
 def shape_key(settings: VariantSettings) -> ShapeKey:
     """What has to be equal for variants to be stacked; all other settings may differ within a group."""
-    architecture, remedy = settings.architecture, settings.dead_latents
+    architecture, dead_latents = settings.architecture, settings.dead_latents
     return ShapeKey(
         architecture=architecture.kind,
         d_sae=settings.d_sae,
         decoder_norm=settings.decoder_norm,
-        remedy=remedy.kind,
-        remedy_k=remedy.k if isinstance(remedy, AuxK) else 0,
+        dead_latents=dead_latents.kind,
+        aux_k=dead_latents.k if isinstance(dead_latents, AuxK) else 0,
         widths=tuple(architecture.widths) if isinstance(architecture, MatryoshkaBatchTopK) else (),
         bandwidth=architecture.bandwidth if isinstance(architecture, JumpReLU) else 0.0,
     )
