@@ -68,8 +68,8 @@ def train(arguments: argparse.Namespace) -> None:
     """Train all variants of params.yaml on the cached activations, fused into one set of batches."""
     from params import load_params
     from train.run import run
-    from train.task import How
-    from train.telemetry import Watching
+    from train.task import TrainingResources
+    from train.telemetry import MetricsSinks
 
     params = load_params(arguments.params)
     diverged = run(
@@ -78,12 +78,12 @@ def train(arguments: argparse.Namespace) -> None:
         cache_folder=ACTIVATIONS,
         output=MODELS,
         scratch=SCRATCH / "train",
-        how=How(
+        resources=TrainingResources(
             device=_device(arguments.device),
             num_threads=arguments.threads,
             checkpoint_every_seconds=arguments.checkpoint_every_seconds,
             num_checkpoints=arguments.keep_checkpoints,
-            watching=Watching(tensorboard=arguments.tensorboard, wandb=arguments.wandb),
+            sinks=MetricsSinks(tensorboard=arguments.tensorboard, wandb=arguments.wandb),
         ),
         reuse=not arguments.no_reuse,
         budget_bytes=None if arguments.memory_gib is None else int(arguments.memory_gib * 2**30),

@@ -63,7 +63,10 @@ def measure(factor: int, options: argparse.Namespace, device: torch.device) -> d
     F, D = factor * options.d_model, options.d_model
     calls = {name: call(name, F, D, device) for name in [*OURS, *(f"naive {kind}" for kind in ("gram", "max-cosine"))]}
     seconds = in_turns(
-        {name: repeated(each) for name, each in calls.items()}, num_rounds=options.rounds, num_steps=1, device=device
+        {name: repeated(evaluate) for name, evaluate in calls.items()},
+        num_rounds=options.rounds,
+        num_steps=1,
+        device=device,
     )
     memory = {name: measured_apart(name, factor, options) for name in calls}
     found: dict[str, Any] = {"d_sae": F, "seconds": {n: min(s) for n, s in seconds.items()}, "peak_bytes": memory}
@@ -114,14 +117,14 @@ def measured_apart(name: str, factor: int, options: argparse.Namespace) -> int:
 def peak_bytes(name: str, num_latents: int, d_model: int, device: torch.device) -> int:
     """What the second evaluation of a contender takes beyond its inputs; the first, small one loads what is lazy."""
     call(name, 64, 32, device)()
-    each = call(name, num_latents, d_model, device)
+    evaluate = call(name, num_latents, d_model, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        each()
+        evaluate()
         return torch.cuda.max_memory_allocated(device) - before
     before = reset_peak()
-    each()
+    evaluate()
     return status_bytes("VmHWM") - before
 
 

@@ -31,7 +31,7 @@ from store.sae.artefact import SAECard, load_card
 from store.write.writer import CacheWriter
 from train.config import TrainConfig, VariantConfig
 from train.run import run
-from train.task import How
+from train.task import TrainingResources
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = """
@@ -77,13 +77,13 @@ def measure(folder: Path, *, cache: Path, num_alone: int, num_threads: int) -> d
     config, variants = the_study(folder)
     names = list(variants)
     alone = [names[index * len(names) // num_alone] for index in range(num_alone)]
-    how = How(device="cpu", num_threads=num_threads)
+    resources = TrainingResources(device="cpu", num_threads=num_threads)
 
     def timed(some: Sequence[str], output: str) -> float:
         begin = time.perf_counter()
         run(
             config, {name: variants[name] for name in some}, cache_folder=cache, output=folder / output,
-            scratch=folder / "scratch", how=how, reuse=False,
+            scratch=folder / "scratch", resources=resources, reuse=False,
         )  # fmt: skip
         return time.perf_counter() - begin
 

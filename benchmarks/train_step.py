@@ -113,14 +113,14 @@ class Bench:
             seconds = in_turns(contenders, num_rounds=self.num_rounds, num_steps=self.num_steps, device=self.device)
             where = self.where_time_goes(contenders["ours"]) if self.profile else None
         flops = 10.0 * self.batch_rows * self.d_model * F * num_variants
-        gemm_seconds = [flops / (2.0 * GEMM_SIZE**3) * each for each in seconds["GEMM"]]
+        gemm_seconds = [flops / (2.0 * GEMM_SIZE**3) * seconds_of_round for seconds_of_round in seconds["GEMM"]]
         tokens = self.batch_rows * num_variants
         allowed = 1.2 * 0.4 * min(F, self.d_model) / self.batch_rows
         result = {
             "d_sae": F,
             "num_variants": num_variants,
             "gemm_gflops": 2e-9 * GEMM_SIZE**3 / min(seconds["GEMM"]),
-            "best_seconds_per_step": {name: min(each) for name, each in seconds.items() if name != "GEMM"},
+            "best_seconds_per_step": {name: min(times) for name, times in seconds.items() if name != "GEMM"},
             "sae_tokens_per_second": {name: tokens / min(seconds[name]) for name in ("ours", "ours, study", "SAELens")},
             "times_saelens": {name: paired(seconds["SAELens"], seconds[name]) for name in ("ours", "ours, study")},
             "share_of_gemm_rate": {
@@ -144,10 +144,10 @@ class Bench:
             }
             seconds = in_turns(contenders, num_rounds=self.num_rounds, num_steps=self.num_steps, device=self.device)
         flops = 10.0 * self.batch_rows * self.d_model**2 * num_variants
-        gemm_seconds = [flops / (2.0 * GEMM_SIZE**3) * each for each in seconds["GEMM"]]
+        gemm_seconds = [flops / (2.0 * GEMM_SIZE**3) * seconds_of_round for seconds_of_round in seconds["GEMM"]]
         best, share = min(seconds["ours"]), paired(gemm_seconds, seconds["ours"])
-        each = 1e3 * best / num_variants
-        print(f"F = d, V = {num_variants:<3}{1e3 * best:>9.1f} ms a step{each:>9.2f} ms a SAE{share:>7.0%}")
+        per_sae = 1e3 * best / num_variants
+        print(f"F = d, V = {num_variants:<3}{1e3 * best:>9.1f} ms a step{per_sae:>9.2f} ms a SAE{share:>7.0%}")
         return {"num_variants": num_variants, "best_seconds_per_step": best, "share_of_gemm_rate": share}
 
     def saelens(self, num_latents: int, num_variants: int) -> Callable[[int], object]:
@@ -202,8 +202,8 @@ class Bench:
             bits = [next(stream) for _ in range(min(count, self.cache.manifest.num_rows // self.batch_rows))]
             rows = torch.empty(self.d_model, self.batch_rows, device=self.device)
             found = []
-            for each in bits:
-                load_batch(each, scale=self.scale, out_DB=rows)
+            for batch in bits:
+                load_batch(batch, scale=self.scale, out_DB=rows)
                 found.append(rows.t().contiguous())
         return found
 

@@ -2,7 +2,7 @@
 
 config.py             its settings: variants and what they share
 checks.py             the ranges of its numbers
-architectures.py      the kinds of SAE, and the remedies for dead latents
+architectures.py      the kinds of SAE, and what is done for dead latents
 lambdas.py            the kinds of lambda: here lambda changes
 penalties.py          the kinds of penalty
 schedule.py           learning rate by step

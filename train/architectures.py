@@ -98,7 +98,7 @@ SELECTS = (TopK, BatchTopK, MatryoshkaBatchTopK)
 """The kinds whose sparsity is a number k."""
 
 
-class NoRemedy(Record):
+class KeepDead(Record):
     """Dead latents stay dead."""
 
     kind: Literal["none"]
@@ -132,4 +132,4 @@ class Resample(Record):
     """Length of a new encoder column relative to the live ones."""
 
 
-DeadLatents = Annotated[NoRemedy | AuxK | Resample, Field(discriminator="kind")]
+DeadLatents = Annotated[KeepDead | AuxK | Resample, Field(discriminator="kind")]

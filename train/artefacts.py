@@ -7,11 +7,12 @@ from typing import Any
 from store.cache.manifest import Manifest
 from store.sae.artefact import save_sae
 from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
+from store.sae.stationary_lambda import judge_lambda, lambda_residual
 from store.sae.weights import SAEWeights, fold_scale
 from train.config import VariantSettings
 from train.lambda_controller import penalty_divisor
-from train.lambdas import LearnedLambda, judge_lambda, lambda_residual
-from train.loop import Running
+from train.lambdas import LearnedLambda
+from train.loop import GroupRun
 from train.metrics import averaged_tail, log_lambda_range, mean_max_cosine
 from train.penalties import GramPenalty
 from train.variants import ResolvedVariant
@@ -19,7 +20,7 @@ from train.version import TRAIN_VERSION
 
 
 def save_group(
-    running: Running,
+    run: GroupRun,
     *,
     variants: Sequence[ResolvedVariant],
     manifest: Manifest,
@@ -34,11 +35,11 @@ def save_group(
     One that diverged is written too, so that it is known and not trained again: its card says at which step, and its
     weights are 0.
     """
-    group = running.group
+    group = run.group
     final_lambdas = group.lambdas_at(num_steps - 1).tolist()
     num_dead = group.num_dead().tolist()
     for index, (variant, trained) in enumerate(zip(variants, group.trained_weights(), strict=True)):
-        lines, diverged_at = running.log_of(index), running.diverged_at.get(index)
+        lines, diverged_at = run.log_of(index), run.diverged_at.get(index)
         final = (
             {"diverged_at_step": diverged_at}
             if diverged_at is not None

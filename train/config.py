@@ -6,9 +6,9 @@ architectures.py.
 """
 
 import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, create_model, model_validator
 
 from store.record import Record
 from train.architectures import SELECTS, Architecture, AuxK, DeadLatents, JumpReLU, MatryoshkaBatchTopK
@@ -67,11 +67,16 @@ class Settings(Record):
     of the batches."""
 
 
-class VariantSettings(Settings):
-    """Every setting of one variant."""
+class LambdaSetting(Record):
+    """What every variant gives itself."""
 
     schedule: LambdaSchedule = Field(alias="lambda")
-    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers."""
+    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers.
+    The key in params.yaml is `lambda`."""
+
+
+class VariantSettings(Settings, LambdaSetting):
+    """Every setting of one variant."""
 
 
 class TrainConfig(Settings):
@@ -94,50 +99,20 @@ class TrainConfig(Settings):
         return self
 
 
-class VariantConfig(Record):
-    """One treatment: a lambda, and any other setting. What is not given is that of the profile's `train` section."""
+def _optional_settings() -> dict[str, Any]:
+    """Every field of Settings, checked and documented as there, with None where it is not given."""
+    types = get_type_hints(Settings, include_extras=True)
+    return {
+        name: (types[name] | None, Field(default=None, description=field.description))
+        for name, field in Settings.model_fields.items()
+    }
 
-    schedule: LambdaSchedule = Field(alias="lambda")
-    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers.
-    The key in params.yaml is `lambda`."""
-    architecture: Architecture | None = None
-    """Kind of SAE of this variant."""
-    d_sae: NumLatents | None = None
-    """Latents of this variant."""
-    l1: NotNegative | None = None
-    """L1 coefficient of this variant."""
-    sparsity_warm_up_fraction: Fraction | None = None
-    """Sparsity warm-up of this variant."""
-    penalty: Penalty | None = None
-    """Penalty of this variant."""
-    penalty_scale: PenaltyScale | None = None
-    """Scale of the penalty of this variant."""
-    lambda_regularizer: Positive | None = None
-    """c of this variant."""
-    lambda_lr: Positive | None = None
-    """Rate of log(lambda) of this variant; null written out: derived."""
-    lr: Positive | None = None
-    """Adam's learning rate of this variant."""
-    lr_warm_up_fraction: Fraction | None = None
-    """Warm-up of the learning rate of this variant."""
-    lr_decay_fraction: Fraction | None = None
-    """Decay of the learning rate of this variant."""
-    adam_beta1: DecayRate | None = None
-    """Adam's decay rate of the mean gradient of this variant."""
-    adam_beta2: DecayRate | None = None
-    """Adam's decay rate of the mean squared gradient of this variant."""
-    adam_eps: Positive | None = None
-    """Adam's epsilon of this variant."""
-    gradient_clip: Positive | None = None
-    """Gradient clipping of this variant; null written out: none."""
-    decoder_norm: DecoderNorm | None = None
-    """Lengths of the decoder rows of this variant."""
-    dead_latents: DeadLatents | None = None
-    """What this variant does for latents that do not fire."""
-    dead_after_rows: PositiveCount | None = None
-    """Rows after which this variant counts a silent latent as dead."""
-    seed: Seed | None = None
-    """Seed of this variant's initial weights. The order of the batches is that of `train.seed` for every variant."""
+
+_OptionalSettings: Any = create_model("_OptionalSettings", __base__=LambdaSetting, **_optional_settings())
+
+
+class VariantConfig(_OptionalSettings):
+    """One variant as params.yaml gives it: a lambda, and any field of Settings that is not that of `train`."""
 
 
 _NULL_SAYS_SOMETHING = ("lambda_lr", "gradient_clip")
@@ -206,21 +181,21 @@ class ShapeKey(NamedTuple):
     architecture: str
     d_sae: int
     decoder_norm: DecoderNorm
-    remedy: str
-    remedy_k: int
+    dead_latents: str
+    aux_k: int
     widths: tuple[int, ...]
     bandwidth: float
 
 
 def shape_key(settings: VariantSettings) -> ShapeKey:
     """What has to be equal for variants to be stacked; all other settings may differ within a group."""
-    architecture, remedy = settings.architecture, settings.dead_latents
+    architecture, dead_latents = settings.architecture, settings.dead_latents
     return ShapeKey(
         architecture=architecture.kind,
         d_sae=settings.d_sae,
         decoder_norm=settings.decoder_norm,
-        remedy=remedy.kind,
-        remedy_k=remedy.k if isinstance(remedy, AuxK) else 0,
+        dead_latents=dead_latents.kind,
+        aux_k=dead_latents.k if isinstance(dead_latents, AuxK) else 0,
         widths=tuple(architecture.widths) if isinstance(architecture, MatryoshkaBatchTopK) else (),
         bandwidth=architecture.bandwidth if isinstance(architecture, JumpReLU) else 0.0,
     )

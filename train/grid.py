@@ -39,11 +39,11 @@ MAX_NAME = 120
 def _check_values(values: dict[str, list[JsonValue]]) -> dict[str, list[JsonValue]]:
     if not values:
         raise ValueError("expected at least one field with a list of values, got none. Add one, such as seed: [0, 1]")
-    for field, each in values.items():
-        if not each:
+    for field, choices in values.items():
+        if not choices:
             raise ValueError(f"expected at least one value of {field}, got an empty list. Add one or remove the field")
-        for index, value in enumerate(each):
-            if value in each[:index]:
+        for index, value in enumerate(choices):
+            if value in choices[:index]:
                 raise ValueError(f"expected every value of {field} once, got {value!r} twice. Remove one of them")
     return values
 
@@ -83,19 +83,19 @@ class Combination:
 def combinations(grid: Mapping[str, GridConfig], variants: Mapping[str, VariantConfig]) -> Iterator[Combination]:
     """Every point of every grid in the order of the file; ValueError for a base that is not there, or too many."""
     total = len(variants)
-    for name, each in grid.items():
-        bases = _bases(name, each, variants)
-        count = len(bases) * math.prod(len(values) for values in each.values.values())
+    for name, varied in grid.items():
+        bases = _bases(name, varied, variants)
+        count = len(bases) * math.prod(len(values) for values in varied.values.values())
         total += count
         if total > MAX_VARIANTS:
             raise ValueError(
                 f"grid.{name}: expected at most {MAX_VARIANTS} variants in all, got {count} from this grid "
-                f"({len(bases)} times {' times '.join(str(len(values)) for values in each.values.values())}). "
+                f"({len(bases)} times {' times '.join(str(len(values)) for values in varied.values.values())}). "
                 "Shorten its lists, or split the study"
             )
         for base, settings in bases.items():
-            for values in itertools.product(*each.values.values()):
-                chosen = dict(zip(each.values, values, strict=True))
+            for values in itertools.product(*varied.values.values()):
+                chosen = dict(zip(varied.values, values, strict=True))
                 label = "-".join([base, *(f"{_field_part(field)}-{_value_part(v)}" for field, v in chosen.items())])
                 yield Combination(name, _checked(label, name), _overridden(settings, chosen, name))
 
@@ -105,13 +105,13 @@ def _bases(name: str, grid: GridConfig, variants: Mapping[str, VariantConfig]) -
     if isinstance(grid.of, dict):
         return {name: grid.of}
     chosen = list(variants) if grid.of == "all" else list(grid.of)
-    unknown = [each for each in chosen if each not in variants]
+    unknown = [variant for variant in chosen if variant not in variants]
     if unknown or not chosen:
         raise ValueError(
             f"grid.{name}.of: expected `all`, or names among {', '.join(variants)}, or the settings of a variant; "
             f"got {', '.join(unknown) or 'an empty list'}. Correct it"
         )
-    return {each: variants[each].model_dump(mode="json", by_alias=True, exclude_unset=True) for each in chosen}
+    return {variant: variants[variant].model_dump(mode="json", by_alias=True, exclude_unset=True) for variant in chosen}
 
 
 def _overridden(settings: Mapping[str, Any], values: Mapping[str, Any], grid: str) -> dict[str, Any]:

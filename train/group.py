@@ -46,8 +46,8 @@ def make_group(
         scale: s of steps.input.activation_scale, what rows are multiplied with.
         mean: of the raw training rows, (D,).
     """
-    for each in settings:
-        check_against_data(each, d_model=len(mean))
+    for variant in settings:
+        check_against_data(variant, d_model=len(mean))
     step = make_step(settings, batch_rows=batch_rows, scale=scale, mean=mean, device=device, num_steps=num_steps)
     return VariantGroup(step, settings, num_steps=num_steps, batch_rows=batch_rows, scale=scale, mean=mean)
 
@@ -80,15 +80,15 @@ class VariantGroup:
         self._frozen_V = torch.zeros(len(settings), dtype=torch.bool)
         self._unit = settings[0].decoder_norm == "unit"
         self._penalty_runs = penalty_runs(settings, numbers_each=min(step.W_dec.shape[1:]) ** 2)
-        self._divisors_V = self._column([penalty_divisor(each) for each in settings])
+        self._divisors_V = self._column([penalty_divisor(variant) for variant in settings])
         self._scaled_V = torch.zeros(len(settings), dtype=torch.float64, device=self._device)
-        clips = [torch.inf if each.gradient_clip is None else each.gradient_clip for each in settings]
+        clips = [torch.inf if variant.gradient_clip is None else variant.gradient_clip for variant in settings]
         self._clip_V = None if min(clips) == torch.inf else self._column(clips)
         self._sparsity_now: list[float] = []
         self._sparsity_V = self._column(clips)
         V, F, _ = step.W_dec.shape
         self._rows_since_fired_VF = torch.zeros(V, F, dtype=torch.int64, device=self._device)
-        dead_after = [each.dead_after_rows for each in settings]
+        dead_after = [variant.dead_after_rows for variant in settings]
         self._dead_after_V1 = torch.tensor(dead_after, dtype=torch.int64, device=self._device)[:, None]
         self._first_dead_rows = min(dead_after)
 
@@ -117,9 +117,9 @@ class VariantGroup:
     def _sparsity_at(self, now: int) -> Tensor:
         """(V,) sparsity coefficients of a step; written anew only when they change."""
         values = [
-            sparsity_coefficient(each)
-            * warm_up_factor(now, num_steps=self._num_steps, fraction=each.sparsity_warm_up_fraction)
-            for each in self._settings
+            sparsity_coefficient(variant)
+            * warm_up_factor(now, num_steps=self._num_steps, fraction=variant.sparsity_warm_up_fraction)
+            for variant in self._settings
         ]
         if values != self._sparsity_now:
             self._sparsity_now, self._sparsity_V = values, self._column(values)
@@ -130,10 +130,10 @@ class VariantGroup:
             lr_factor(
                 now,
                 num_steps=self._num_steps,
-                warm_up_fraction=each.lr_warm_up_fraction,
-                decay_fraction=each.lr_decay_fraction,
+                warm_up_fraction=variant.lr_warm_up_fraction,
+                decay_fraction=variant.lr_decay_fraction,
             )
-            for each in self._settings
+            for variant in self._settings
         ]
 
     def _dead_latents(self) -> Tensor | None:
@@ -160,7 +160,7 @@ class VariantGroup:
                 self._step.W_dec_gradient[members],
                 weight_V=weight_V[members] * factor,
                 unit=self._unit,
-                seeds=[each.seed for each in self._settings[members]],
+                seeds=[variant.seed for variant in self._settings[members]],
                 step=now,
             )
             self._scaled_V[members] = penalty_V.to(torch.float64) / self._divisors_V[members]
@@ -182,12 +182,16 @@ class VariantGroup:
 
     def _resample(self, now: int) -> None:
         """Gives dead latents a new start in the variants whose turn it is."""
-        for index, each in enumerate(self._settings):
-            remedy = each.dead_latents
-            if isinstance(remedy, Resample) and (now + 1) % remedy.every_steps == 0 and not self.frozen[index]:
+        for index, variant in enumerate(self._settings):
+            dead_latents = variant.dead_latents
+            if (
+                isinstance(dead_latents, Resample)
+                and (now + 1) % dead_latents.every_steps == 0
+                and not self.frozen[index]
+            ):
                 rows_F = self._rows_since_fired_VF[index]
-                dead_F = rows_F >= each.dead_after_rows
-                scale, seed = remedy.encoder_scale, each.seed
+                dead_F = rows_F >= variant.dead_after_rows
+                scale, seed = dead_latents.encoder_scale, variant.seed
                 resample_(self._step, self._adam, index, dead_F=dead_F, encoder_scale=scale, seed=seed, step_number=now)
                 rows_F.masked_fill_(dead_F, 0)
 
@@ -216,7 +220,9 @@ class VariantGroup:
             "auxiliary_term": step.auxiliary_terms(),
             "l0": step.num_active(),
             "explained_variance": explained_variance(mse_V, step.input_DB, self._mean_D),
-            "lr": self._column([each.lr * factor for each, factor in zip(self._settings, lr_factors, strict=True)]),
+            "lr": self._column(
+                [variant.lr * factor for variant, factor in zip(self._settings, lr_factors, strict=True)]
+            ),
             "lambda": lambda_V,
             "scaled_penalty": scaled_V,
             "penalty": penalty_V,
@@ -291,12 +297,12 @@ def penalty_runs(settings: Sequence[VariantSettings], *, numbers_each: int) -> l
     """
     most = max(1, _PENALTY_NUMBERS // numbers_each)
     runs: list[slice] = []
-    for index, each in enumerate(settings):
-        if each.schedule == NO_PENALTY:
+    for index, variant in enumerate(settings):
+        if variant.schedule == NO_PENALTY:
             continue
         last = runs[-1] if runs else slice(0, 0)
         fits = last.stop == index > last.start and index - last.start < most
-        if fits and settings[last.start].penalty == each.penalty:
+        if fits and settings[last.start].penalty == variant.penalty:
             runs[-1] = slice(last.start, index + 1)
         else:
             runs.append(slice(index, index + 1))

@@ -29,23 +29,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from store.record import Record
+from store.sae.stationary_lambda import LAMBDA_FLOOR
 from train.checks import NotNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAMBDA_FLOOR = 1.0e-3
-"""The least value of a learned lambda."""
 CROSSING = (1.0e-3, 10.0)
 """The range that a learned lambda can cross within the first quarter of a run at the derived rate."""
 DUAL_RANGE = (1.0e-6, 1.0e6)
 """A dual lambda stays within it, so that an unreachable target cannot overflow it."""
-NEAR_CURVE = 0.1
-"""A lambda within about 10 % of the stationary value for its P is on its curve..."""
-SETTLED = 0.2
-"""...if it also moved by less than about 20 % during the last tenth of the run."""
-
-LambdaState = Literal["on its curve", "on the floor", "still moving"]
 
 
 class FixedLambda(Record):
@@ -199,30 +192,6 @@ def default_lambda_lr(num_steps: int) -> float:
 def least_coherence(d_sae: int, d_model: int) -> float:
     """The least mean squared cosine between different latents of any decoder, max(0, (F - d) / (d (F - 1)))."""
     return max(0.0, (d_sae - d_model) / (d_model * (d_sae - 1)))
-
-
-def lambda_residual(lam: float, penalty: float, *, regularizer: float) -> float:
-    """lambda * P + 2 c log(lambda) = dL/d(log lambda): 0 on the curve, positive where lambda is pushed down."""
-    return lam * penalty + 2.0 * regularizer * math.log(lam)
-
-
-def judge_lambda(*, lam: float, penalty: float, regularizer: float, moved: float) -> LambdaState:
-    """Where a learned lambda ended.
-
-    Args:
-        lam: lambda after the last step.
-        penalty: P of the final decoder, scaled as in the loss.
-        regularizer: c.
-        moved: largest minus smallest log(lambda) over the last tenth of the run.
-
-    "on the floor": at the floor, and pushed down or held there. "on its curve": one Newton step of the stationary
-    equation, in log lambda, is at most `NEAR_CURVE`, and `moved` is at most `SETTLED`. "still moving": neither.
-    """
-    residual = lambda_residual(lam, penalty, regularizer=regularizer)
-    if lam <= LAMBDA_FLOOR:
-        return "on the floor" if residual >= 0.0 else "still moving"
-    distance = abs(residual) / (lam * penalty + 2.0 * regularizer)
-    return "on its curve" if distance <= NEAR_CURVE and moved <= SETTLED else "still moving"
 
 
 def adam_direction(

@@ -28,8 +28,8 @@ _NEVER = -1
 
 
 @dataclass
-class Running:
-    """A group in training, with what is known of it so far."""
+class GroupRun:
+    """A group in training, with its log records and divergences so far."""
 
     group: VariantGroup
     names: Sequence[str]
@@ -39,8 +39,8 @@ class Running:
     diverged_at: dict[int, int] = field(default_factory=dict)
     """The step at which a variant was found to have diverged, by its place in the group."""
 
-    def learn(self, record: Tensor, *, step: int) -> None:
-        """Takes a log record in; freezes the variants that it shows to have diverged."""
+    def take_record(self, record: Tensor, *, step: int) -> None:
+        """Appends a log record; freezes the variants that it shows to have diverged."""
         self.records.append(record)
         for index in sorted({*diverged(record, self.group.frozen), *self.group.not_finite()}):
             self.diverged_at[index] = step
@@ -83,8 +83,8 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Where, when and how many checkpoints are kept. None of it can change a result."""
+class CheckpointPolicy:
+    """Where and how often checkpoints are written, and how many are kept. None of it can change a result."""
 
     folder: Path
     key: str
@@ -95,13 +95,13 @@ class Keeping:
 
 
 def train_to_end(
-    running: Sequence[Running],
+    runs: Sequence[GroupRun],
     *,
     open_stream: Callable[[Position], DeviceBatches],
     num_steps: int,
     batch_rows: int,
     log_every_steps: int,
-    keeping: Keeping,
+    checkpoints: CheckpointPolicy,
     open_telemetry: Callable[[int], Telemetry],
     request: StopRequest,
     title: str = "train",
@@ -109,17 +109,18 @@ def train_to_end(
     """Trains all groups to step `num_steps`, from the newest checkpoint if there is one.
 
     Args:
-        running: the groups, as initialised; their records and divergences are filled in.
+        runs: the groups, as initialised; their records and divergences are filled in.
+        checkpoints: where and how often they are written.
         open_stream: the batches from a position on.
         open_telemetry: where the metrics go, from a step on.
         request: looked at after every step.
 
     Returns None, or who asked to stop: a checkpoint was written then.
     """
-    start = resume(running, keeping)
-    first_step = running[0].group.num_steps_done
+    start = resume(runs, checkpoints)
+    first_step = runs[0].group.num_steps_done
     telemetry = open_telemetry(first_step)
-    tokens_per_step = batch_rows * sum(len(each.names) for each in running)
+    tokens_per_step = batch_rows * sum(len(run.names) for run in runs)
     saved_at = time.monotonic()
     try:
         with (
@@ -129,17 +130,17 @@ def train_to_end(
             for step in range(first_step, num_steps):
                 last = step == num_steps - 1
                 log = last or step % log_every_steps == 0
-                step_all(running, next_batch(stream, running, keeping), step=step, log=log, last=last)
+                step_all(runs, next_batch(stream, runs, checkpoints), step=step, log=log, last=last)
                 bar.update(tokens_per_step)
                 if log:
-                    lines = {name: line for each in running for name, line in each.lines().items()}
+                    lines = {name: line for run in runs for name, line in run.lines().items()}
                     telemetry.write(lines)
                     bar.set_postfix_str(summary(lines))
-                if all(each.all_diverged for each in running):
+                if all(run.all_diverged for run in runs):
                     break
                 reason = request.reason()
-                if reason is not None or time.monotonic() - saved_at >= keeping.every_seconds:
-                    keep(running, keeping, position=stream.position)
+                if reason is not None or time.monotonic() - saved_at >= checkpoints.every_seconds:
+                    write_checkpoint(runs, checkpoints, position=stream.position)
                     saved_at = time.monotonic()
                 if reason is not None:
                     return f"stopped by {reason} after step {step + 1} of {num_steps}"
@@ -148,50 +149,50 @@ def train_to_end(
     return None
 
 
-def next_batch(stream: DeviceBatches, running: Sequence[Running], keeping: Keeping) -> Tensor:
+def next_batch(stream: DeviceBatches, runs: Sequence[GroupRun], checkpoints: CheckpointPolicy) -> Tensor:
     """The next batch; where the cache turns out to be damaged, what was trained until then is kept first."""
     try:
         return next(stream)
     except StoreError:
-        keep(running, keeping, position=stream.position)
+        write_checkpoint(runs, checkpoints, position=stream.position)
         raise
 
 
-def step_all(running: Sequence[Running], rows_BD: Tensor, *, step: int, log: bool, last: bool) -> None:
+def step_all(runs: Sequence[GroupRun], rows_BD: Tensor, *, step: int, log: bool, last: bool) -> None:
     """One step of every group on one batch of the store."""
-    for each in running:
-        log_cosines = last or len(each.records) % COSINE_EVERY_RECORDS == 0
-        record = each.group.step(rows_BD, log=log, log_cosines=log_cosines)
+    for run in runs:
+        log_cosines = last or len(run.records) % COSINE_EVERY_RECORDS == 0
+        record = run.group.step(rows_BD, log=log, log_cosines=log_cosines)
         if record is not None:
-            each.learn(record, step=step)
+            run.take_record(record, step=step)
 
 
-def resume(running: Sequence[Running], keeping: Keeping) -> Position:
+def resume(runs: Sequence[GroupRun], checkpoints: CheckpointPolicy) -> Position:
     """Puts the groups where the newest sound checkpoint left them; the next batch. Without one, the beginning."""
-    found = load_newest(keeping.folder, key=keeping.key)
+    found = load_newest(checkpoints.folder, key=checkpoints.key)
     if found is None:
         return Position()
     head, tensors = found
-    for place, each in enumerate(running):
+    for place, run in enumerate(runs):
         prefix = f"{place}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        each.restore(own, num_steps_done=head.num_steps_done)
+        run.restore(own, num_steps_done=head.num_steps_done)
     print(f"train: continues after step {head.num_steps_done} of a stopped training", file=sys.stderr)
     return head.position
 
 
-def keep(running: Sequence[Running], keeping: Keeping, *, position: Position) -> None:
+def write_checkpoint(runs: Sequence[GroupRun], checkpoints: CheckpointPolicy, *, position: Position) -> None:
     """Writes a checkpoint. One that cannot be written is reported and the training goes on; the earlier ones remain."""
-    num_steps_done = running[0].group.num_steps_done
-    tensors = {f"{place}.{name}": t for place, each in enumerate(running) for name, t in each.state().items()}
+    num_steps_done = runs[0].group.num_steps_done
+    tensors = {f"{place}.{name}": t for place, run in enumerate(runs) for name, t in run.state().items()}
     try:
         save_checkpoint(
-            keeping.folder,
-            key=keeping.key,
+            checkpoints.folder,
+            key=checkpoints.key,
             num_steps_done=num_steps_done,
             position=position,
             tensors=tensors,
-            num_kept=keeping.num_kept,
+            num_kept=checkpoints.num_kept,
         )
     except OSError as error:
         print(f"train: no checkpoint after step {num_steps_done}: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from store.sae.geometry import unit_rows
+from store.sae.geometry import nearest, unit_rows
 
 COLUMNS = (
     "step",  # 0-based number of the step
@@ -40,8 +40,6 @@ AVERAGED_RECORDS = 10
 COSINE_EVERY_RECORDS = 10
 """The cosines cost 2 F^2 d, a step 10 B F d: they are not worth it in every record."""
 
-_BLOCK_LATENTS = 1024
-
 
 def explained_variance(squared_error: Tensor, x_DB: Tensor, mean_D: Tensor) -> Tensor:
     """1 - sum ||x - x_hat||^2 / sum ||x - mean||^2 over a batch.
@@ -56,19 +54,13 @@ def explained_variance(squared_error: Tensor, x_DB: Tensor, mean_D: Tensor) -> T
 
 
 def mean_max_cosine(W_dec: Tensor) -> Tensor:
-    """Mean over latents of the largest signed cosine with another latent, () ; NaN for a single latent.
+    """Mean over latents of the largest signed cosine with another latent, (); NaN for a single latent.
 
-    `W_dec` is (F, D). Block by block, so that an F x F matrix never exists.
+    `W_dec` is (F, D).
     """
-    D = unit_rows(W_dec)
-    if len(D) < 2:
-        return torch.tensor(math.nan, device=D.device)
-    largest = []
-    for start in range(0, len(D), _BLOCK_LATENTS):
-        cosines = D[start : start + _BLOCK_LATENTS] @ D.T
-        cosines.diagonal(offset=start).fill_(-2.0)
-        largest.append(cosines.amax(dim=1))
-    return torch.cat(largest).mean()
+    if len(W_dec) < 2:
+        return torch.tensor(math.nan, device=W_dec.device)
+    return nearest(unit_rows(W_dec))[0].mean()
 
 
 def log_lines(records: Tensor, variant: int) -> list[dict[str, Any]]:

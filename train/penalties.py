@@ -22,8 +22,6 @@ from train.checks import PositiveCount
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK_LATENTS = 1024  # rows of a chunk's cosines that exist at once
-
 
 class GramPenalty(Record):
     """P = ||G - I||_F^2, exact, in 4 F d min(F, d) FLOPs and min(F, d)^2 numbers of memory."""
@@ -129,6 +127,8 @@ def _max_cosine(U_FD: "Tensor", chunks: Sequence[NDArray[np.int64]]) -> tuple["T
     """P () and dP/dU (F, D) of directions and their partition."""
     import torch
 
+    from store.sae.geometry import nearest
+
     penalty, gradient_FD = U_FD.new_zeros(()), torch.zeros_like(U_FD)
     for chunk in chunks:
         members = torch.from_numpy(chunk).to(U_FD.device)
@@ -153,25 +153,6 @@ def latent_chunks(num_latents: int, chunk_latents: int, *, seed: int, step: int)
         return [np.arange(num_latents)]
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
     return [np.sort(chunk) for chunk in np.array_split(generator.permutation(num_latents), num_chunks)]
-
-
-def nearest(U_ND: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """Each row's largest cosine with another row, and which row that is: (N,), (N,); cosine 0 for a row alone.
-
-    At most 1024 x N cosines live at once.
-    """
-    import torch
-
-    if len(U_ND) == 1:
-        return U_ND.new_zeros(1), torch.zeros(1, dtype=torch.int64, device=U_ND.device)
-    cosines, partners = [], []
-    for start in range(0, len(U_ND), _BLOCK_LATENTS):
-        block = U_ND[start : start + _BLOCK_LATENTS] @ U_ND.t()
-        block.diagonal(offset=start).fill_(-2.0)
-        largest = block.max(dim=1)
-        cosines.append(largest.values)
-        partners.append(largest.indices)
-    return torch.cat(cosines), torch.cat(partners)
 
 
 def _add_rows_(target_ND: "Tensor", rows_N: "Tensor", values_ND: "Tensor") -> None:

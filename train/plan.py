@@ -74,8 +74,8 @@ def plan_passes(groups: Sequence[PlannedGroup[Member]], *, budget: int) -> list[
     """Groups into as few passes over the data as first fit finds, the largest groups first."""
     passes: list[list[PlannedGroup[Member]]] = []
     for group in sorted(groups, key=lambda group: -group.num_bytes):  # stable: equal sizes keep their order
-        used = ((each, sum(other.num_bytes for other in each)) for each in passes)
-        room = next((each for each, taken in used if taken + group.num_bytes <= budget), None)
+        used = ((planned, sum(other.num_bytes for other in planned)) for planned in passes)
+        room = next((planned for planned, taken in used if taken + group.num_bytes <= budget), None)
         if room is None:
             passes.append([group])
         else:
@@ -88,7 +88,7 @@ def spread(passes: Sequence[Sequence[PlannedGroup[Member]]], num_workers: int) -
 
     The bytes of a group that is split are taken to fall with its members.
     """
-    tasks = [list(each) for each in passes]
+    tasks = [list(groups) for groups in passes]
     while len(tasks) < num_workers:
         splittable = [task for task in tasks if len(task) > 1 or len(task[0].members) > 1]
         if not splittable:
@@ -103,7 +103,7 @@ def _halves(task: list[PlannedGroup[Member]]) -> list[list[PlannedGroup[Member]]
     if len(task) > 1:
         halves: list[list[PlannedGroup[Member]]] = [[], []]
         for group in task:  # the largest come first
-            min(halves, key=lambda half: sum(each.num_bytes for each in half)).append(group)
+            min(halves, key=lambda half: sum(group.num_bytes for group in half)).append(group)
         return halves
     members, num_bytes = task[0].members, task[0].num_bytes
     middle = (len(members) + 1) // 2

@@ -26,7 +26,7 @@ def take_earlier(
     """
     missing = {variant.name: variant for variant in variants}
     for files, key in _artefacts(earlier):
-        for variant in [each for each in missing.values() if each.key == key]:
+        for variant in [candidate for candidate in missing.values() if candidate.key == key]:
             if take(files, variant, folder / variant.name):
                 del missing[variant.name]
         if not missing:
@@ -43,8 +43,8 @@ def _artefacts(earlier: Iterable[Mapping[str, Path]]) -> Iterator[tuple[dict[str
                 continue
             seen.add(card)
             folder = PurePosixPath(name).parent
-            files = {each: version.get(str(folder / each)) for each in _FILES}
-            whole = {each: path for each, path in files.items() if path is not None}
+            files = {file: version.get(str(folder / file)) for file in _FILES}
+            whole = {file: path for file, path in files.items() if path is not None}
             key = _key_in(card)
             if key is not None and len(whole) == len(_FILES):
                 yield whole, key

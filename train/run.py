@@ -30,8 +30,8 @@ from train.dispatch import run_here, run_on_cluster
 from train.plan import plan_groups, plan_passes, spread
 from train.reuse import take_earlier
 from train.steps.memory import group_bytes
-from train.task import How, Task, plan_run, stop_file, trained_folder
-from train.telemetry import check_watching
+from train.task import Task, TrainingResources, plan_run, stop_file, trained_folder
+from train.telemetry import check_sinks
 from train.variants import ResolvedVariant, resolve_variants
 
 PLAN_FILE = "plan.json"
@@ -44,7 +44,7 @@ def run(
     cache_folder: Path,
     output: Path,
     scratch: Path,
-    how: How,
+    resources: TrainingResources,
     reuse: bool,
     budget_bytes: int | None = None,
     scheduler: str | None = None,
@@ -60,7 +60,7 @@ def run(
         cache_folder: a complete activation cache.
         output: the folder `models`.
         scratch: for checkpoints and unfinished output; locked while the run lasts.
-        how: device, threads, checkpoints, where metrics go.
+        resources: device, threads, checkpoints, where metrics go.
         reuse: whether variants of earlier outputs that still fit are linked in.
         budget_bytes: memory that one pass may take; None is a share of the machine's, see compute/memory.py.
         scheduler: address of a Dask scheduler whose workers train; None trains in this process.
@@ -72,14 +72,14 @@ def run(
         StoreError: (a ValueError) a cache that is incomplete or damaged, or another run in the same scratch folder.
     """
     check_variant_names({check_variant_name(name): variant for name, variant in variants.items()})
-    check_watching(how.watching)
+    check_sinks(resources.sinks)
     cache = ActivationCache(cache_folder)
     plan_run(config, cache.manifest)  # settings that do not fit the cache end here
     resolved = resolve_variants(
         config,
         variants,
         cache_digest=cache.manifest.digest,
-        product_dtype=str(product_dtype(torch.device(how.device))).removeprefix("torch."),
+        product_dtype=str(product_dtype(torch.device(resources.device))).removeprefix("torch."),
     )
     for variant in resolved:
         _check_variant(variant, d_model=cache.spec.model.d_model)
@@ -92,7 +92,7 @@ def run(
         if missing:
             _train(
                 _unique(missing), config, cache_folder=cache_folder, manifest=cache.manifest, scratch=scratch,
-                how=how, budget_bytes=budget_bytes, scheduler=scheduler,
+                resources=resources, budget_bytes=budget_bytes, scheduler=scheduler,
             )  # fmt: skip
             left = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
             assert not left, left
@@ -136,21 +136,21 @@ def _train(
     cache_folder: Path,
     manifest: Manifest,
     scratch: Path,
-    how: How,
+    resources: TrainingResources,
     budget_bytes: int | None,
     scheduler: str | None,
 ) -> None:
     """Trains the variants; each is in its folder of `scratch`/trained when this returns. SystemExit if stopped."""
-    budget = budget_bytes or default_budget(torch.device(how.device))
+    budget = budget_bytes or default_budget(torch.device(resources.device))
     stop_file(scratch).unlink(missing_ok=True)  # of a run that was killed while it stopped its workers
 
     def planned(num_workers: int) -> list[Task]:
         compositions = _kept_plan(scratch, missing) or _plan(
-            missing, config, budget, d_model=manifest.spec.model.d_model, how=how, num_workers=num_workers
+            missing, config, budget, d_model=manifest.spec.model.d_model, resources=resources, num_workers=num_workers
         )
         _write_plan(scratch, compositions)
         return [
-            Task(groups, config, cache_folder.resolve(), manifest.digest, scratch.resolve(), how, title)
+            Task(groups, config, cache_folder.resolve(), manifest.digest, scratch.resolve(), resources, title)
             for groups, title in zip(compositions, _titles(len(compositions)), strict=True)
         ]
 
@@ -174,7 +174,7 @@ def _plan(
     budget: int,
     *,
     d_model: int,
-    how: How,
+    resources: TrainingResources,
     num_workers: int,
 ) -> list[tuple[tuple[ResolvedVariant, ...], ...]]:
     """Variants by group, groups by task."""
@@ -185,7 +185,7 @@ def _plan(
             [variant.settings for variant in some],
             d_model=d_model,
             batch_rows=config.batch_rows,
-            device=torch.device(how.device),
+            device=torch.device(resources.device),
         ),
         budget=budget,
     )

@@ -23,15 +23,15 @@ from store.record import digest
 from train.artefacts import save_group
 from train.config import TrainConfig
 from train.group import make_group
-from train.loop import Keeping, Running, train_to_end
+from train.loop import CheckpointPolicy, GroupRun, train_to_end
 from train.steps.input import activation_scale
-from train.telemetry import NOWHERE_ELSE, Telemetry, Watching, open_telemetry
+from train.telemetry import JSON_LINES_ONLY, MetricsSinks, Telemetry, open_telemetry
 from train.variants import ResolvedVariant
 
 
 @dataclass(frozen=True)
-class How:
-    """What decides where and how a training is computed, and none of its results."""
+class TrainingResources:
+    """What a training is computed with: device, threads, checkpoints, where metrics go. None of it decides a result."""
 
     device: str
     """Of torch. On cuda products are bfloat16, weights and optimiser float32."""
@@ -40,7 +40,8 @@ class How:
     checkpoint_every_seconds: float = 120.0
     num_checkpoints: int = 2
     """Checkpoints kept."""
-    watching: Watching = NOWHERE_ELSE
+    sinks: MetricsSinks = JSON_LINES_ONLY
+    """Where metrics go."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Task:
     cache_folder: Path
     cache_digest: str
     scratch: Path
-    how: How
+    resources: TrainingResources
     title: str = "train"
     """Of the progress bar."""
 
@@ -88,7 +89,7 @@ def run_task(task: Task) -> str | None:
         ValueError: the cache is not the one that the run was planned for, or is damaged (the error names the file).
         Busy: another process trains the same.
     """
-    torch.set_num_threads(task.how.num_threads)
+    torch.set_num_threads(task.resources.num_threads)
     cache = ActivationCache(task.cache_folder)
     if cache.manifest.digest != task.cache_digest:
         raise MismatchedCache(
@@ -97,40 +98,44 @@ def run_task(task: Task) -> str | None:
         )
     config, plan = task.config, plan_run(task.config, cache.manifest)
     with exclusive_lock(task.folder), stop_on_signals(stop_file(task.scratch)) as request:
-        running = [
-            Running(
+        runs = [
+            GroupRun(
                 make_group(
                     [variant.settings for variant in group],
                     num_steps=plan.num_steps,
                     batch_rows=config.batch_rows,
                     scale=plan.scale,
                     mean=plan.mean,
-                    device=torch.device(task.how.device),
+                    device=torch.device(task.resources.device),
                 ),
                 [variant.name for variant in group],
             )
             for group in task.groups
         ]
         stopped = train_to_end(
-            running,
+            runs,
             open_stream=functools.partial(
-                cache_batches, cache, config, device=torch.device(task.how.device), num_threads=task.how.num_threads
+                cache_batches,
+                cache,
+                config,
+                device=torch.device(task.resources.device),
+                num_threads=task.resources.num_threads,
             ),
             num_steps=plan.num_steps,
             batch_rows=config.batch_rows,
             log_every_steps=config.log_every_steps,
-            keeping=Keeping(
+            checkpoints=CheckpointPolicy(
                 task.folder,
                 key=task.key,
-                every_seconds=task.how.checkpoint_every_seconds,
-                num_kept=task.how.num_checkpoints,
+                every_seconds=task.resources.checkpoint_every_seconds,
+                num_kept=task.resources.num_checkpoints,
             ),
             open_telemetry=functools.partial(_telemetry, task),
             request=request,
             title=task.title,
         )
         if stopped is None:
-            _save(task, running, plan=plan, manifest=cache.manifest)
+            _save(task, runs, plan=plan, manifest=cache.manifest)
             if request.signal_name is not None:  # it came too late for this pass, and not for the next
                 stopped = f"stopped by {request.signal_name} after the last step of a pass"
     return stopped
@@ -139,20 +144,20 @@ def run_task(task: Task) -> str | None:
 def _telemetry(task: Task, first_step: int) -> Telemetry:
     return open_telemetry(
         task.folder,
-        task.how.watching,
+        task.resources.sinks,
         settings={variant.name: variant.own for variant in task.variants},
         keys={variant.name: variant.key for variant in task.variants},
         first_step=first_step,
     )
 
 
-def _save(task: Task, running: Sequence[Running], *, plan: "Plan", manifest: Manifest) -> None:
+def _save(task: Task, runs: Sequence[GroupRun], *, plan: "Plan", manifest: Manifest) -> None:
     """Puts all SAEs of the task in place by one rename, so that a kill leaves all or none of them."""
     unfinished = task.folder / "trained"
     shutil.rmtree(unfinished, ignore_errors=True)
-    for each, group in zip(running, task.groups, strict=True):
+    for run, group in zip(runs, task.groups, strict=True):
         save_group(
-            each,
+            run,
             variants=group,
             manifest=manifest,
             hook=task.config.hook,

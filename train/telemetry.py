@@ -18,8 +18,8 @@ from train.tensorboard import EventFile
 METRICS_FILE = "metrics.jsonl"
 
 
-class Watching(Record):
-    """Where else to write the metrics of a running training."""
+class MetricsSinks(Record):
+    """Where the metrics of a running training go, besides the JSON lines that are always written."""
 
     tensorboard: str | None = None
     """A folder for TensorBoard's event files, one folder in it per variant."""
@@ -27,7 +27,7 @@ class Watching(Record):
     """A project of Weights & Biases; one run in it per variant. WANDB_MODE=offline needs no account."""
 
 
-NOWHERE_ELSE = Watching()
+JSON_LINES_ONLY = MetricsSinks()
 
 
 class Sink(Protocol):
@@ -130,9 +130,9 @@ class WeightsAndBiases:
             run.finish()
 
 
-def check_watching(watching: Watching) -> None:
+def check_sinks(sinks: MetricsSinks) -> None:
     """ValueError where what is asked for cannot be had here, before anything is trained."""
-    if watching.wandb is not None:
+    if sinks.wandb is not None:
         try:
             import wandb  # noqa: F401 - is it there?
         except ImportError as error:
@@ -167,7 +167,7 @@ class Telemetry:
 
 def open_telemetry(
     folder: Path,
-    watching: Watching,
+    sinks: MetricsSinks,
     *,
     settings: Mapping[str, Mapping[str, Any]],
     keys: Mapping[str, str],
@@ -177,14 +177,14 @@ def open_telemetry(
 
     `settings` and `keys` by variant; what earlier files hold from `first_step` on is void.
     """
-    sinks: dict[str, Sink] = {}
+    opened: dict[str, Sink] = {}
     path = folder / METRICS_FILE
     try:
-        sinks[str(path)] = JsonLines(path, first_step=first_step)
+        opened[str(path)] = JsonLines(path, first_step=first_step)
     except OSError as error:
         print(f"train: no metrics in {path}: {error}. The training goes on", file=sys.stderr)
-    if watching.tensorboard is not None:
-        sinks[watching.tensorboard] = TensorBoard(Path(watching.tensorboard), list(settings), first_step=first_step)
-    if watching.wandb is not None:
-        sinks[f"Weights & Biases project {watching.wandb}"] = WeightsAndBiases(watching.wandb, settings, keys)
-    return Telemetry(sinks)
+    if sinks.tensorboard is not None:
+        opened[sinks.tensorboard] = TensorBoard(Path(sinks.tensorboard), list(settings), first_step=first_step)
+    if sinks.wandb is not None:
+        opened[f"Weights & Biases project {sinks.wandb}"] = WeightsAndBiases(sinks.wandb, settings, keys)
+    return Telemetry(opened)

@@ -6,6 +6,7 @@ With D the decoder with rows of length 1 and G = D D^T, the penalty is P = ||G -
 ||D D^T||_F = ||D^T D||_F, so no F x F matrix is needed where F > d.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,30 @@ _BLOCK_ROWS = 1024  # rows of D per block of cosines: block x F floats live at o
 def unit_rows(W_dec: Tensor) -> Tensor:
     """Rows scaled to length 1, (..., F, d). A row of zeros stays zero: it has no direction."""
     return W_dec / W_dec.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(W_dec.dtype).tiny)
+
+
+def cosine_blocks(U: Tensor, others: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """The cosines of directions `U` (N, d) with `others` (M, d), 1024 rows at a time: (first row, (rows, M)).
+
+    Both have rows of length 1. Without `others` they are those of `U` with itself, and a row has -2 with itself, which
+    is less than any cosine.
+    """
+    for start in range(0, len(U), _BLOCK_ROWS):
+        cosines = U[start : start + _BLOCK_ROWS] @ (U if others is None else others).T
+        if others is None:
+            cosines.diagonal(offset=start).fill_(-2.0)
+        yield start, cosines
+
+
+def nearest(U: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Each direction's largest (signed) cosine with another one, or with `others`; and with which: (N,), (N,) int64.
+
+    A row that is alone, without `others`, has cosine 0 with itself.
+    """
+    if others is None and len(U) == 1:
+        return U.new_zeros(1), torch.zeros(1, dtype=torch.int64, device=U.device)
+    largest = [cosines.max(dim=1) for _, cosines in cosine_blocks(U, others)]
+    return torch.cat([block.values for block in largest]), torch.cat([block.indices for block in largest])
 
 
 def gram_penalty_bound(d_sae: int, d_model: int) -> float:
@@ -97,12 +122,9 @@ def decoder_geometry(W_dec: Tensor, *, num_bins: int = 100) -> DecoderGeometry:
     counts = torch.zeros(num_bins, dtype=torch.int64)
     max_cosine = torch.empty(num_latents, dtype=torch.float64)
     sum_abs = 0.0
-    for start in range(0, num_latents, _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, num_latents)
-        cosines = D[start:stop] @ D.T
-        rows = torch.arange(start, stop)
-        cosines[rows - start, rows] = -2.0  # never the largest, never counted
-        max_cosine[start:stop] = cosines.max(dim=1).values
+    for start, cosines in cosine_blocks(D):
+        rows = torch.arange(start, start + len(cosines))
+        max_cosine[rows] = cosines.max(dim=1).values
         upper = torch.arange(num_latents)[None, :] > rows[:, None]
         values = cosines[upper].clamp(-1.0, 1.0)
         sum_abs += float(values.abs().sum())
@@ -131,4 +153,4 @@ def best_match_cosines(first: Tensor, second: Tensor) -> Tensor:
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"expected two decoders of one d_model, got {tuple(first.shape)} and {tuple(second.shape)}")
     a, b = unit_rows(first.to(torch.float64)), unit_rows(second.to(torch.float64))
-    return torch.cat([(block @ b.T).max(dim=1).values for block in a.split(_BLOCK_ROWS)])
+    return nearest(a, b)[0]

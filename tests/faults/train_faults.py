@@ -58,13 +58,13 @@ import json, resource, sys
 from pathlib import Path
 from train.config import VARIANTS, TrainConfig
 from train.run import run
-from train.task import How
+from train.task import TrainingResources
 folder, settings, variants, every, limit = json.loads(sys.argv[1])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache_folder=Path(folder) / "cache",
     output=Path(folder) / "models", scratch=Path(folder) / "scratch", reuse=False,
-    how=How(device="cpu", num_threads=1, checkpoint_every_seconds=every))
+    resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=every))
 """
 
 
@@ -276,7 +276,7 @@ def write_cache(folder: Path) -> None:
 
 
 def announcements(folder: Path) -> int:
-    """How often a training in this folder has begun its work."""
+    """TrainingResources often a training in this folder has begun its work."""
     return stderr_of(folder).count(" over the data")
 
 

@@ -142,21 +142,27 @@ def five() -> dict[str, VariantConfig]:
 def train_files(cache_folder: Path, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
     """Runs the stage into tmp_path/models and returns every file's bytes by path."""
     from train.run import run
-    from train.task import How
+    from train.task import TrainingResources
 
     def train(
         variants: dict[str, VariantConfig],
         *,
         reuse: bool = False,
-        how: How | None = None,
+        resources: TrainingResources | None = None,
         budget_bytes: int | None = None,
         **changes: Any,  # noqa: ANN401 - settings of every type
     ) -> dict[str, bytes]:
         config = TrainConfig.model_validate({**SETTINGS, **changes})
         run(
-            config, variants, cache_folder=cache_folder, output=tmp_path / "models", scratch=tmp_path / "scratch",
-            how=how or How(device="cpu", num_threads=1), reuse=reuse, budget_bytes=budget_bytes,
-        )  # fmt: skip
+            config,
+            variants,
+            cache_folder=cache_folder,
+            output=tmp_path / "models",
+            scratch=tmp_path / "scratch",
+            resources=resources or TrainingResources(device="cpu", num_threads=1),
+            reuse=reuse,
+            budget_bytes=budget_bytes,
+        )
         return files_below(tmp_path / "models")
 
     return train

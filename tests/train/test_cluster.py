@@ -15,7 +15,7 @@ import pytest
 from store.sae.artefact import load_sae, read_log
 from train.config import TrainConfig, VariantConfig
 from train.run import run
-from train.task import How
+from train.task import TrainingResources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,11 +24,11 @@ import json, sys
 from pathlib import Path
 from train.config import VARIANTS, TrainConfig
 from train.run import run
-from train.task import How
+from train.task import TrainingResources
 cache, folder, settings, variants, scheduler = json.loads(sys.argv[1])
 run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache_folder=Path(cache),
     output=Path(folder) / "models", scratch=Path(folder) / "scratch", reuse=False, scheduler=scheduler,
-    how=How(device="cpu", num_threads=1, checkpoint_every_seconds=1e9))
+    resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=1e9))
 """
 
 
@@ -71,9 +71,15 @@ def test_groups_are_spread_over_the_workers_and_end_as_they_do_here(
     here = {name: read_log(tmp_path / "models" / name) for name in five}
     capsys.readouterr()
     run(
-        TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "there",
-        scratch=tmp_path / "scratch-there", how=How(device="cpu", num_threads=1), reuse=False, scheduler=scheduler,
-    )  # fmt: skip
+        TrainConfig.model_validate(settings),
+        five,
+        cache_folder=cache_folder,
+        output=tmp_path / "there",
+        scratch=tmp_path / "scratch-there",
+        resources=TrainingResources(device="cpu", num_threads=1),
+        reuse=False,
+        scheduler=scheduler,
+    )
     assert "5 variants in 2 groups of 3, 2; 2 passes over the data" in capsys.readouterr().err
     for name in five:
         load_sae(tmp_path / "there" / name)
@@ -105,7 +111,7 @@ def test_a_signal_stops_the_workers_with_checkpoints_and_the_next_run_continues(
     before = time.monotonic()
     run(
         TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "models",
-        scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1), reuse=False,
+        scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
     )  # fmt: skip
     err = capsys.readouterr().err
     assert "5 variants in 2 groups of 3, 2; 2 passes over the data" in err
@@ -160,9 +166,15 @@ def test_what_a_worker_refuses_is_said_here(
     shard.write_bytes(data)
     with pytest.raises(DamagedFile, match=f"chunk \\d+ of {shard}"):
         run(
-            TrainConfig.model_validate(settings), five, cache_folder=cache, output=tmp_path / "models",
-            scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1), reuse=False, scheduler=scheduler,
-        )  # fmt: skip
+            TrainConfig.model_validate(settings),
+            five,
+            cache_folder=cache,
+            output=tmp_path / "models",
+            scratch=tmp_path / "scratch",
+            resources=TrainingResources(device="cpu", num_threads=1),
+            reuse=False,
+            scheduler=scheduler,
+        )
 
 
 def test_an_address_where_nobody_answers_is_said_so(
@@ -173,6 +185,6 @@ def test_an_address_where_nobody_answers_is_said_so(
     with pytest.raises(ValueError, match=r"expected a Dask scheduler at tcp://127\.0\.0\.1:9, found none"):
         run(
             TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "models",
-            scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1), reuse=False,
+            scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
             scheduler="tcp://127.0.0.1:9",
         )  # fmt: skip

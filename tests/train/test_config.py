@@ -195,6 +195,13 @@ def test_what_may_differ_within_a_group_and_what_may_not(settings: dict[str, Any
 
 def test_a_variant_may_have_any_setting_that_a_profile_gives_it() -> None:
     assert set(VariantConfig.model_fields) == {*Settings.model_fields, "schedule"} == set(VariantSettings.model_fields)
+    lam = {"lambda": {"kind": "fixed", "value": 1.0}}
+    for name, field in Settings.model_fields.items():
+        own = VariantConfig.model_fields[name]
+        assert (own.default, own.description, own.is_required()) == (None, field.description, False), name
+        with pytest.raises(ValidationError):
+            VariantConfig.model_validate({**lam, name: "nonsense"})
+    assert VariantConfig.model_validate(lam).model_dump(by_alias=True, exclude_unset=True) == lam
 
 
 def test_every_field_is_documented() -> None:

@@ -42,10 +42,10 @@ def batches() -> list[NDArray[np.uint16]]:
     present = torch.rand(NUM_STEPS * B, 10, generator=generator) < 0.2
     rows = 3.0 * (present * torch.rand(NUM_STEPS * B, 10, generator=generator)) @ directions + 0.5
     bits = rows.to(torch.bfloat16).view(torch.uint16).numpy()
-    return [np.ascontiguousarray(each) for each in np.split(bits, NUM_STEPS)]
+    return [np.ascontiguousarray(rows) for rows in np.split(bits, NUM_STEPS)]
 
 
-def study(resolved: Resolved, kind: dict[str, Any], remedy: dict[str, Any]) -> list[VariantSettings]:
+def study(resolved: Resolved, kind: dict[str, Any], dead_latents: dict[str, Any]) -> list[VariantSettings]:
     """Seven variants that differ in everything that may differ within a group."""
     ks = [{**kind, "k": k} if "k" in kind else kind for k in (3, 2, 4, 3, 3, 3, 3)]
     differences: list[dict[str, Any]] = [
@@ -60,8 +60,10 @@ def study(resolved: Resolved, kind: dict[str, Any], remedy: dict[str, Any]) -> l
         {"lam": {"kind": "learned", "start": 2.0, "parametrisation": "literal"}, "penalty_scale": "per_latent"},
         {"lam": {"kind": "piecewise", "points": [[0.2, 0.0], [0.8, 3.0]]}, "sparsity_warm_up_fraction": 0.5, "seed": 9},
     ]
-    shared = {"d_sae": F, "dead_latents": remedy, "dead_after_rows": 2 * B, "lr": 1e-2, "batch_rows": B}
-    return [resolved(**{**shared, "architecture": k, **each}) for k, each in zip(ks, differences, strict=True)]
+    shared = {"d_sae": F, "dead_latents": dead_latents, "dead_after_rows": 2 * B, "lr": 1e-2, "batch_rows": B}
+    return [
+        resolved(**{**shared, "architecture": k, **difference}) for k, difference in zip(ks, differences, strict=True)
+    ]
 
 
 def group_of(settings: list[VariantSettings]) -> VariantGroup:
@@ -79,24 +81,24 @@ def test_a_group_trains_each_variant_as_it_would_be_trained_alone_over_200_steps
     kind: dict[str, Any], resolved: Resolved, batches: list[NDArray[np.uint16]]
 ) -> None:
     settings = study(resolved, kind, AUXK if KINDS.index(kind) % 2 else RESAMPLE)
-    together, alone = group_of(settings), [group_of([each]) for each in settings]
+    together, alone = group_of(settings), [group_of([variant]) for variant in settings]
     for number, bits in enumerate(batches):
         record = together.step(bits, log=number % 50 == 49)
         own = [group.step(bits, log=number % 50 == 49) for group in alone]
         if record is not None:
-            singles = torch.cat([each for each in own if each is not None])
+            singles = torch.cat([record for record in own if record is not None])
             torch.testing.assert_close(record, singles, rtol=2e-3, atol=1e-4, equal_nan=True)
     for mine, single in zip(weights_of(together), alone, strict=True):
         for name, tensor in weights_of(single)[0].items():
             torch.testing.assert_close(mine[name], tensor, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("remedy", [AUXK, RESAMPLE], ids=["auxk", "resample"])
+@pytest.mark.parametrize("dead_latents", [AUXK, RESAMPLE], ids=["auxk", "resample"])
 @EACH_KIND
 def test_a_restored_group_goes_on_to_the_same_bits(
-    kind: dict[str, Any], remedy: dict[str, Any], resolved: Resolved, batches: list[NDArray[np.uint16]]
+    kind: dict[str, Any], dead_latents: dict[str, Any], resolved: Resolved, batches: list[NDArray[np.uint16]]
 ) -> None:
-    settings = study(resolved, kind, remedy)
+    settings = study(resolved, kind, dead_latents)
     whole, first, second = (group_of(settings) for _ in range(3))
     for bits in batches[:40]:
         whole.step(bits)
@@ -247,4 +249,4 @@ def tensors_in(thing: object, depth: int = 4) -> list[torch.Tensor]:
     inner = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple)) else None
     if inner is None:
         inner = vars(thing).values() if hasattr(thing, "__dict__") and not callable(thing) else ()
-    return [tensor for each in inner for tensor in tensors_in(each, depth - 1)]
+    return [tensor for item in inner for tensor in tensors_in(item, depth - 1)]

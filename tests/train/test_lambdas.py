@@ -7,16 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from store.sae.stationary_lambda import LAMBDA_FLOOR
 from train.config import TrainConfig, VariantConfig, resolve
 from train.lambda_controller import LambdaController
 from train.lambdas import (
     DUAL_RANGE,
-    LAMBDA_FLOOR,
     default_lambda_lr,
     dual_lambda_step,
-    judge_lambda,
     lambda_of_log,
-    lambda_residual,
     least_coherence,
     literal_lambda_step,
     log_lambda_step,
@@ -129,7 +127,6 @@ def test_a_learned_lambda_ends_at_the_stationary_point_from_every_start(start: f
     # lambda P = -2 c log(lambda): for lambda = 0.1 and c = 0.1 that is P = 0.2 * 2.302585 / 0.1 = 4.60517
     penalty = -2.0 * C * math.log(lam) / lam
     assert descend(start, penalty, 1000)[-1] == pytest.approx(lam, rel=1e-6)
-    assert lambda_residual(lam, penalty, regularizer=C) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_learned_lambda_also_settles_in_a_run_of_thirty_steps() -> None:
@@ -247,19 +244,3 @@ def test_variants_side_by_side_do_not_touch_each_other() -> None:
 def test_the_floor_in_logarithms_is_the_floor_exactly() -> None:
     s = torch.tensor([math.log(LAMBDA_FLOOR), 0.0], dtype=torch.float64)
     assert lambda_of_log(s).tolist() == [LAMBDA_FLOOR, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("lam", "penalty", "moved", "state"),
-    [
-        (1e-3, 2000.0, 0.0, "on the floor"),  # 0.001 * 2000 = 2 > 1.38: pushed down
-        (1e-3, 1000.0, 0.0, "still moving"),  # 1 < 1.38: it would rise
-        (0.1, 4.60517, 0.0, "on its curve"),
-        (0.1, 4.60517, 0.5, "still moving"),  # on the curve, but the curve itself travels
-        (0.1, 5.0, 0.0, "on its curve"),  # residual 0.0395 over a slope of 0.7: 6 % from it
-        (0.1, 8.0, 0.0, "still moving"),  # residual 0.339 over 1.0: 34 %
-        (1.0, 300.0, 0.0, "still moving"),
-    ],
-)
-def test_the_judgement_says_where_a_learned_lambda_ended(lam: float, penalty: float, moved: float, state: str) -> None:
-    assert judge_lambda(lam=lam, penalty=penalty, regularizer=C, moved=moved) == state

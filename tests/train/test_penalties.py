@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from store.sae.geometry import gram_penalty_and_gradient, unit_rows
+from store.sae.geometry import gram_penalty_and_gradient, nearest, unit_rows
 from train.group import penalty_runs
-from train.penalties import GramPenalty, MaxCosinePenalty, latent_chunks, nearest
+from train.penalties import GramPenalty, MaxCosinePenalty, latent_chunks
 
 GRAM = GramPenalty(kind="gram")
 NEAREST = MaxCosinePenalty(kind="max-cosine")

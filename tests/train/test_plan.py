@@ -16,7 +16,7 @@ def num_bytes(members: Sequence[int]) -> int:
 
 
 def groups(members: Sequence[int], budget: int) -> list[tuple[int, ...]]:
-    return [each.members for each in plan_groups(members, shape=shape, num_bytes=num_bytes, budget=budget)]
+    return [group.members for group in plan_groups(members, shape=shape, num_bytes=num_bytes, budget=budget)]
 
 
 def test_equal_shapes_are_one_group_in_the_order_given() -> None:
@@ -38,7 +38,7 @@ def test_a_member_that_does_not_fit_alone_is_refused() -> None:
 def test_passes_are_filled_with_the_largest_groups_first() -> None:
     planned = plan_groups([13, 27, 34, 42], shape=shape, num_bytes=num_bytes, budget=10)
     passes = plan_passes(planned, budget=10)
-    assert [[group.num_bytes for group in each] for each in passes] == [[7, 3], [4, 2]]
+    assert [[group.num_bytes for group in one_pass] for one_pass in passes] == [[7, 3], [4, 2]]
 
 
 def test_workers_without_a_task_get_a_share_of_the_largest() -> None:

@@ -24,7 +24,7 @@ from train.checkpoint import load_checkpoint
 from train.config import VARIANTS, TrainConfig, VariantConfig
 from train.run import run
 from train.steps.memory import group_bytes
-from train.task import How
+from train.task import TrainingResources
 from train.variants import resolve_variants
 
 Train = Callable[..., dict[str, bytes]]
@@ -37,11 +37,11 @@ import json, sys
 from pathlib import Path
 from train.config import VARIANTS, TrainConfig
 from train.run import run
-from train.task import How
+from train.task import TrainingResources
 cache, folder, settings, variants, every = json.loads(sys.argv[1])
 run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache_folder=Path(cache),
     output=Path(folder) / "models", scratch=Path(folder) / "scratch", reuse=False,
-    how=How(device="cpu", num_threads=1, checkpoint_every_seconds=every))
+    resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=every))
 """
 
 
@@ -78,7 +78,7 @@ def checkpoint(cache_folder: Path, tmp_path: Path, settings: dict[str, Any], fiv
                 cache_folder=cache_folder,
                 output=tmp_path / "models",
                 scratch=tmp_path / "scratch",
-                how=How(device="cpu", num_threads=1, checkpoint_every_seconds=0.0),
+                resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=0.0),
                 reuse=False,
             )
     return sorted((tmp_path / "scratch").glob("tasks/*/checkpoint-*.safetensors"))[-1]
@@ -415,9 +415,14 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(
 
     monkeypatch.setattr("train.loop.save_checkpoint", full)
     run(
-        TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "models",
-        scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1, checkpoint_every_seconds=0.0), reuse=False,
-    )  # fmt: skip
+        TrainConfig.model_validate(settings),
+        five,
+        cache_folder=cache_folder,
+        output=tmp_path / "models",
+        scratch=tmp_path / "scratch",
+        resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=0.0),
+        reuse=False,
+    )
     assert "train: no checkpoint after step 1: [Errno 28] No space left on device" in capsys.readouterr().err
     assert (tmp_path / "models" / "baseline" / "card.json").is_file()
 
@@ -472,7 +477,7 @@ def test_a_damaged_cache_stops_with_the_shards_name_and_continues_once_it_is_who
     def attempt() -> None:
         run(
             TrainConfig.model_validate(settings), five, cache_folder=cache, output=tmp_path / "there",
-            scratch=tmp_path / "scratch-there", how=How(device="cpu", num_threads=1), reuse=False,
+            scratch=tmp_path / "scratch-there", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
         )  # fmt: skip
 
     with pytest.raises(DamagedFile, match=rf"chunk \d+ of {re.escape(str(shard))}"):
@@ -491,7 +496,9 @@ def test_groups_that_do_not_fit_together_are_trained_in_several_passes(
     train_files(five)
     together = {name: read_log(tmp_path / "models" / name) for name in five}
     resolved = resolve_variants(TrainConfig.model_validate(settings), five, cache_digest="any")
-    two = group_bytes([each.settings for each in resolved[:2]], d_model=16, batch_rows=64, device=torch.device("cpu"))
+    two = group_bytes(
+        [variant.settings for variant in resolved[:2]], d_model=16, batch_rows=64, device=torch.device("cpu")
+    )
     capsys.readouterr()
     train_files(five, budget_bytes=two)
     assert "5 variants in 3 groups of 2, 2, 1; 3 passes over the data" in capsys.readouterr().err
@@ -549,7 +556,7 @@ def test_a_cache_that_is_not_there_is_said_so(
     with pytest.raises(IncompleteCache, match="found no such folder"):
         run(
             TrainConfig.model_validate(settings), five, cache_folder=tmp_path / "nothing", output=tmp_path / "models",
-            scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1), reuse=False,
+            scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
         )  # fmt: skip
 
 
@@ -574,7 +581,7 @@ def test_other_activations_are_another_training(
     other = cache_at(tmp_path / "other", seed=1)
     run(
         TrainConfig.model_validate(settings), five, cache_folder=other, output=tmp_path / "models",
-        scratch=tmp_path / "scratch", how=How(device="cpu", num_threads=1), reuse=True,
+        scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=True,
     )  # fmt: skip
     after = files_of(tmp_path / "models")
     assert all(before[path] != after[path] for path in before if path.endswith("card.json"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from train.telemetry import JsonLines, Telemetry, Watching, open_telemetry
+from train.telemetry import JsonLines, MetricsSinks, Telemetry, open_telemetry
 from train.tensorboard import EventFile, event, framed, scalars
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ def lines_of(step: int) -> dict[str, dict[str, float]]:
 
 
 def test_each_record_is_a_whole_line_per_variant_at_once(tmp_path: Path) -> None:
-    telemetry = open_telemetry(tmp_path, Watching(), settings={"a": {}, "b": {}}, keys={}, first_step=0)
+    telemetry = open_telemetry(tmp_path, MetricsSinks(), settings={"a": {}, "b": {}}, keys={}, first_step=0)
     telemetry.write(lines_of(0))
     text = (tmp_path / "metrics.jsonl").read_text()  # before it is closed
     assert [json.loads(line) for line in text.splitlines()] == [
@@ -74,7 +74,7 @@ def test_an_event_file_begins_with_its_version_and_the_step_from_which_earlier_o
         (length,) = struct.unpack("<Q", data[:8])
         events.append(data[12 : 12 + length])
         data = data[16 + length :]
-    assert [each[9:] for each in events] == [
+    assert [found[9:] for found in events] == [
         b"\x10\x00\x1a\x0dbrain.Event:2",
         b"\x10\x14\x3a\x02\x08\x01",  # step 20, session log: start
         b"\x10\x19" + scalars({"mse": 2.5}),
@@ -103,9 +103,9 @@ def test_weights_and_biases_gets_one_run_per_variant(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_said_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.telemetry import check_watching
+    from train.telemetry import check_sinks
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"expected the package wandb for --wandb, found none .* leave --wandb out"):
-        check_watching(Watching(wandb="study"))
-    check_watching(Watching())
+        check_sinks(MetricsSinks(wandb="study"))
+    check_sinks(MetricsSinks())

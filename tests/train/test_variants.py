@@ -118,9 +118,9 @@ def test_a_name_that_is_taken_by_other_settings_is_refused(settings: dict[str, A
         study(settings, section, {"g": {"of": ["fixed-1"], "values": {"seed": [1]}}})
 
 
-def keys(settings: dict[str, Any], section: dict[str, Any], **how: str) -> dict[str, str]:
+def keys(settings: dict[str, Any], section: dict[str, Any], **options: str) -> dict[str, str]:
     variants = resolve_variants(
-        TrainConfig.model_validate(settings), VARIANTS.validate_python(section), cache_digest="c", **how
+        TrainConfig.model_validate(settings), VARIANTS.validate_python(section), cache_digest="c", **options
     )
     return {variant.name: variant.key for variant in variants}
 

@@ -57,17 +57,17 @@ class StackedAdam:
         """Running mean of the squared gradients, by name of the weights."""
         # Variants that share all that Adam is told are updated by one call, whole tensors where all do.
         members: dict[tuple[float, ...], list[int | slice]] = {}
-        for index, each in enumerate(settings):
-            schedule = (each.lr_warm_up_fraction, each.lr_decay_fraction)
-            key = (each.lr, each.adam_beta1, each.adam_beta2, each.adam_eps, *schedule)
+        for index, variant in enumerate(settings):
+            schedule = (variant.lr_warm_up_fraction, variant.lr_decay_fraction)
+            key = (variant.lr, variant.adam_beta1, variant.adam_beta2, variant.adam_eps, *schedule)
             members.setdefault(key, []).append(index)
         if len(members) == 1:
             members = {key: [slice(None)] for key in members}
         self._members = members
         device = next(iter(self._parameters.values())).device
         self._counts = {
-            key: list(torch.zeros(len(self._parameters) * len(each), device=device).unbind())
-            for key, each in members.items()
+            key: list(torch.zeros(len(self._parameters) * len(indices), device=device).unbind())
+            for key, indices in members.items()
         }
 
     def set_num_steps_done(self, num_steps: int) -> None:

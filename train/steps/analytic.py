@@ -88,10 +88,10 @@ class AnalyticStep:
         self._free = settings[0].decoder_norm == "free"
         self._norms_VF = torch.ones_like(weights.b_enc)
         self._sparsity_V = torch.full((V,), torch.nan, dtype=torch.float64, device=device)
-        remedy = settings[0].dead_latents
-        self._aux_k = min(remedy.k, F) if isinstance(remedy, AuxK) else 0
+        dead_latents = settings[0].dead_latents
+        self._aux_k = min(dead_latents.k, F) if isinstance(dead_latents, AuxK) else 0
         coefficients = [
-            each.dead_latents.coefficient if isinstance(each.dead_latents, AuxK) else 0 for each in settings
+            variant.dead_latents.coefficient if isinstance(variant.dead_latents, AuxK) else 0 for variant in settings
         ]
         self._aux_coefficient_V = torch.tensor(coefficients, dtype=torch.float64, device=device)
         self._pre_VFB = buffer(V, F, batch_rows) if self._aux_k else None
@@ -151,7 +151,7 @@ class AnalyticStep:
 
     def _select(self) -> None:
         """From pre to a, in place."""
-        kinds = [each.architecture for each in self._settings]
+        kinds = [variant.architecture for variant in self._settings]
         if isinstance(kinds[0], TopK):
             for kind, pre_FB in zip(kinds, self.activations_VFB, strict=True):
                 assert isinstance(kind, TopK)

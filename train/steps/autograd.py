@@ -91,7 +91,9 @@ class AutogradStep:
         kind = settings[0].architecture
         if isinstance(kind, JumpReLU):
             self._starts = [
-                each.architecture.start_threshold for each in settings if isinstance(each.architecture, JumpReLU)
+                variant.architecture.start_threshold
+                for variant in settings
+                if isinstance(variant.architecture, JumpReLU)
             ]
             starts = torch.tensor(self._starts, dtype=dtype, device=device)
             self._per_latent["threshold"] = starts[:, None].repeat(1, F)
@@ -107,10 +109,10 @@ class AutogradStep:
         """The batch is to be written here, one column per row, before `compute`."""
         self.activation_sum_VF = torch.zeros(V, F, dtype=dtype, device=device)
         """Sum of a over the batch, after `compute`: positive exactly where a latent fired."""
-        remedy = settings[0].dead_latents
-        self._aux_k = min(remedy.k, F) if isinstance(remedy, AuxK) else 0
+        dead_latents = settings[0].dead_latents
+        self._aux_k = min(dead_latents.k, F) if isinstance(dead_latents, AuxK) else 0
         coefficients = [
-            each.dead_latents.coefficient if isinstance(each.dead_latents, AuxK) else 0 for each in settings
+            variant.dead_latents.coefficient if isinstance(variant.dead_latents, AuxK) else 0 for variant in settings
         ]
         self._aux_coefficient_V = torch.tensor(coefficients, dtype=torch.float64, device=device)
         self.threshold_V = torch.full((V,), torch.nan, dtype=torch.float64, device=device)
@@ -175,9 +177,9 @@ class AutogradStep:
         pre_VBF = _pre(p, x_BD, p["b_enc"])
         positive_VBF = torch.relu(pre_VBF)
         smallest = []
-        for each, a_BF in zip(self._settings, positive_VBF.detach(), strict=True):
-            assert isinstance(each.architecture, MatryoshkaBatchTopK)
-            count = each.architecture.k * self._batch_rows
+        for variant, a_BF in zip(self._settings, positive_VBF.detach(), strict=True):
+            assert isinstance(variant.architecture, MatryoshkaBatchTopK)
+            count = variant.architecture.k * self._batch_rows
             smallest.append(smallest_of_top(a_BF, count=count))
         smallest_V = torch.stack(smallest)
         self.threshold_V.copy_(running_threshold(self.threshold_V, smallest_V, rate=self._threshold_rate))

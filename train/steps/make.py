@@ -27,11 +27,11 @@ def make_step(
 
     `num_steps`: of the run, which decides how fast batchtopk's threshold forgets; None is a long one.
     """
-    keys = {shape_key(each) for each in settings}
+    keys = {shape_key(variant) for variant in settings}
     if len(keys) != 1:
         raise ValueError(f"expected variants of one shape in a group, got {len(keys)}: {keys}. Group them by shape_key")
     weights = initial_weights(
-        seeds=[each.seed for each in settings],
+        seeds=[variant.seed for variant in settings],
         d_sae=settings[0].d_sae,
         mean=mean,
         scale=scale,

@@ -38,11 +38,11 @@ def test_every_variant_follows_torchs_own_adam_at_its_own_rate_betas_and_epsilon
     ]
     start = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
     weights = {"W": start.clone(), "b": start[:, :, 0].clone()}
-    adam = StackedAdam(weights, [resolved(**each) for each in differences])
+    adam = StackedAdam(weights, [resolved(**difference) for difference in differences])
     alone = [[start[v].clone(), start[v, :, 0].clone()] for v in range(4)]
     optimizers = [
         torch.optim.Adam(leaves, lr=0.5 * s.lr, betas=(s.adam_beta1, s.adam_beta2), eps=s.adam_eps)
-        for leaves, s in zip(alone, [resolved(**each) for each in differences], strict=True)
+        for leaves, s in zip(alone, [resolved(**difference) for difference in differences], strict=True)
     ]
     for step in range(20):
         gradient = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(step))

@@ -198,9 +198,9 @@ def test_loss_and_gradients_equal_autograd_in_float64(
         got = named(step, variant, gradients=True)
         assert set(got) == set(expected)
         if norm == "unit":  # the optimiser takes away what lies along a row, from both alike
-            for each in (got, expected):
+            for gradients in (got, expected):
                 W_dec = step.W_dec[variant]
-                each["W_dec"] = each["W_dec"] - (each["W_dec"] * W_dec).sum(1, keepdim=True) * W_dec
+                gradients["W_dec"] = gradients["W_dec"] - (gradients["W_dec"] * W_dec).sum(1, keepdim=True) * W_dec
         for name, gradient in got.items():
             torch.testing.assert_close(
                 gradient, expected[name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
