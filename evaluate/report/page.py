@@ -22,6 +22,7 @@ from evaluate.report.metrics import METRICS, SAME_WITHIN, compare
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
+from store.files.open import Place
 from store.record import plain
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -37,7 +38,7 @@ def run(
     variants: list[str],
     models_folder: Path,
     results_folder: Path,
-    cache_folder: Path,
+    cache: Place,
     output: Path,
 ) -> Path:
     """Writes report.html and report.md into `output`; returns the path of the page.
@@ -52,7 +53,7 @@ def run(
         variants=variants,
         models_folder=models_folder,
         results_folder=results_folder,
-        cache_folder=cache_folder,
+        cache=cache,
     )
     context = page_context(inputs)
     page = render("page.html.j2", context)

@@ -62,7 +62,7 @@ def reported(study: SimpleNamespace, six_saes: Path) -> Callable[..., Path]:
             variants=list(variants or VARIANTS),
             models_folder=study.models,
             results_folder=study.results,
-            cache_folder=study.cache,
+            cache=study.cache,
             output=study.root / output,
         )
 
@@ -240,7 +240,16 @@ def test_a_result_for_other_weights_or_settings_is_called_stale(
         reported()
 
 
-def test_a_missing_model_a_model_of_another_cache_and_a_partial_cache_are_refused(
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_report_needs_the_manifest_and_the_held_out_tokens_alone_in_a_folder_or_behind_a_url(
+    scheme: str, study: SimpleNamespace, cache_without_rows: Path, reported: Callable[..., Path]
+) -> None:
+    whole = reported().read_bytes()
+    study.cache = f"{scheme}{cache_without_rows}"
+    assert reported(output="again").read_bytes() == whole
+
+
+def test_a_missing_model_a_model_of_another_cache_and_missing_held_out_tokens_are_refused(
     study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], reported: Callable[..., Path]
 ) -> None:
     with pytest.raises(StoreError, match=r"expected a trained SAE in .*absent, found none. Run dvc repro, or dvc pull"):
@@ -248,6 +257,6 @@ def test_a_missing_model_a_model_of_another_cache_and_a_partial_cache_are_refuse
     add_sae("fixed-1", saes.random(1), cache_digest="f" * 64)
     with pytest.raises(MismatchedCache, match="fixed-1 to be trained on the present activation cache"):
         reported("baseline", "fixed-1")
-    (study.cache / "tokens" / "c" / "0" / "0").unlink()
-    with pytest.raises(IncompleteCache, match="the cache is only partly there"):
+    (study.cache / "held_out" / "tokens" / "c" / "0" / "0").unlink()
+    with pytest.raises(IncompleteCache, match=r"held_out/tokens/c/0/0"):
         reported("baseline")
