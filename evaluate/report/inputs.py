@@ -51,12 +51,15 @@ class ReportInputs:
         )
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Figures of all benchmarks by variant; no two benchmarks share a name."""
-        merged: dict[str, dict[str, float]] = {variant: {} for variant in self.cards}
-        for by_variant in self.results.values():
-            for variant, result in by_variant.items():
-                merged[variant] |= result.metrics
-        return merged
+        """Metrics of all benchmarks by variant, under `<benchmark>/<metric>`."""
+        return {
+            variant: {
+                f"{benchmark}/{metric}": value
+                for benchmark, by_variant in self.results.items()
+                for metric, value in by_variant[variant].metrics.items()
+            }
+            for variant in self.cards
+        }
 
 
 def gather(

@@ -148,9 +148,9 @@ def key_figures(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Variants", str(len(metrics))),
         ("Seeds", str(len({card.seed for card in cards}))),
         ("Rows trained on", f"{max(card.num_training_rows for card in cards):,}"),
-        (f"{name}: L0", number(metrics[name]["l0"])),
-        (f"{name}: explained variance", f"{metrics[name]['explained_variance']:.3f}"),
-        (f"{name}: CE recovered", f"{metrics[name]['ce_loss_score']:.3f}"),
+        (f"{name}: L0", number(metrics[name]["core/l0"])),
+        (f"{name}: explained variance", f"{metrics[name]['core/explained_variance']:.3f}"),
+        (f"{name}: CE recovered", f"{metrics[name]['core/ce_loss_score']:.3f}"),
     ]
 
 

@@ -62,7 +62,7 @@ def test_seeds_are_replicates_with_a_mean_and_a_spread() -> None:
     groups = {group.variants: group for group in seed_groups(STUDY, figures)}
     assert ("baseline", "baseline-1") in groups
     assert ("fixed-dense", "fixed-dense-1") in groups
-    spread = groups["baseline", "baseline-1"].figures["l0"]
+    spread = groups["baseline", "baseline-1"].figures["core/l0"]
     assert spread.mean == 0.5
     assert spread.deviation is not None
     assert abs(spread.deviation - 0.5**0.5) < 1e-12  # of 0 and 1: sqrt((0.25 + 0.25) / 1)
@@ -74,7 +74,7 @@ def test_one_seed_under_two_names_counts_once_in_the_spread() -> None:
     (group,) = seed_groups(cards, figures)
     assert group.variants == ("a", "again", "b")
     assert group.seeds == (0, 1)
-    assert group.figures["l0"].mean == 0.5
+    assert group.figures["core/l0"].mean == 0.5
 
 
 def test_a_family_is_one_treatment_at_several_sparsities() -> None:
