@@ -220,13 +220,17 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     """The activation cache: what it holds and what it was made from."""
     manifest = inputs.manifest
     spec = manifest.spec
-    raw = manifest.num_rows * spec.model.d_model * 2 * len(spec.hooks)
-    stored = sum(record.nbytes for path, record in manifest.files.items() if path.split("/")[0] in spec.hooks)
+    raw = manifest.raw_nbytes() * len(spec.hooks)
+    stored = sum(map(manifest.stored_nbytes, spec.hooks))
     return [
         ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
         ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
         ("Hooks", ", ".join(spec.hooks)),
-        ("Rows per hook", f"{manifest.num_rows:,} of {spec.model.d_model} channels"),
+        (
+            "Rows per hook",
+            f"{manifest.num_rows:,} of {spec.model.d_model} channels for training, "
+            f"{manifest.split_rows('held_out'):,} held out",
+        ),
         ("Windows of text", f"{manifest.num_sequences:,}"),
         ("Context length", f"{spec.context_length} tokens; positions left out: {', '.join(spec.excluded_positions)}"),
         ("Held out", f"{manifest.num_held_out_sequences:,} windows of documents that training never saw"),

@@ -11,6 +11,7 @@ import pytest
 from evaluate.benchmarks.registry import NOT_RUN_YET
 from evaluate.config import GeometryConfig
 from evaluate.report import page as report
+from store.care.info import summary
 from store.errors import IncompleteCache, MismatchedCache, StoreError
 
 VARIANTS = ["baseline", "fixed-1", "adaptive", "adaptive-high", "floored", "dead"]
@@ -130,6 +131,14 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
     again = reported(output="again")
     assert again.read_bytes() == path.read_bytes()
     assert (again.parent / "report.md").read_text() == summary
+
+
+def test_the_compression_ratio_is_the_one_that_store_info_prints(
+    study: SimpleNamespace, reported: Callable[..., Path]
+) -> None:
+    (hook,) = summary(study.cache)["hooks"].values()
+    assert f"{hook['raw_nbytes'] / 1e6:,.1f} MB of bfloat16" in reported().read_text()
+    assert f"{hook['ratio']:.3f} times smaller, without loss" in reported().read_text()
 
 
 def test_what_comes_from_files_is_escaped(
