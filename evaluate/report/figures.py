@@ -80,7 +80,7 @@ def _against_l0(inputs: ReportInputs, key: str, label: str, caption: str) -> Pic
     drawn_families, legend, dashed = [], [], ""
     for index, (name, members) in enumerate(families(inputs.cards).items()):
         groups = seed_groups({member: inputs.cards[member] for member in members}, metrics)
-        points = [(group.figures["core/l0"].mean, group.figures[key].mean, group.variants[0]) for group in groups]
+        points = [(group.spreads["core/l0"].mean, group.spreads[key].mean, group.variants[0]) for group in groups]
         drawn_families.append(Track(points, index, dashed=index >= NUM_COLOURS))
         dashed = "a colour's second family" if index >= NUM_COLOURS else dashed
         legend.append((series_class(index), name))
