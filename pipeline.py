@@ -117,7 +117,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             profile.evaluate,
             benchmark=benchmark,
             model=profile.language_model,
-            cache_folder=ACTIVATIONS,
+            cache=ACTIVATIONS,
             models_folder=MODELS,
             output=RESULTS / benchmark,
             scratch=SCRATCH / "evaluate",
@@ -137,7 +137,7 @@ def report(arguments: argparse.Namespace) -> None:
         variants=list(params.variants),
         models_folder=MODELS,
         results_folder=RESULTS,
-        cache_folder=ACTIVATIONS,
+        cache=ACTIVATIONS,
         output=REPORTS,
     )
     print(f"The report is {page}")

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import JsonValue, ValidationError, model_validator
 
 from evaluate.benchmarks.context import Measurement
-from evaluate.benchmarks.registry import Benchmark
+from evaluate.benchmarks.registry import BENCHMARKS, Benchmark, wrong_metrics
 from store.atomic import read_json, write_json
 from store.errors import DamagedFile, StoreError
 from store.record import Record, digest
@@ -65,10 +65,17 @@ def read_result(path: Path) -> BenchmarkResult:
             "Remove the file and evaluate again"
         )
     try:
-        return BenchmarkResult.model_validate(value)
+        result = BenchmarkResult.model_validate(value)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
         raise DamagedFile(f"{path} is not a whole result file: {problems}. Remove it and evaluate again") from error
+    if result.benchmark not in BENCHMARKS:
+        raise StoreError(f"expected a result of {' or '.join(BENCHMARKS)} in {path}, got one of {result.benchmark!r}")
+    if problem := wrong_metrics(BENCHMARKS[result.benchmark], result.metrics):
+        raise StoreError(
+            f"expected the metrics of {result.benchmark} in {path}, but {problem}. Remove the file and evaluate again"
+        )
+    return result
 
 
 def result_path(folder: Path, variant: str) -> Path:

@@ -21,11 +21,11 @@ from evaluate.subjects import all_cards, diverged_at, held_out_tokens, result_in
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_bridge, resolve
 from store.atomic import link_or_copy, replace_folder
-from store.cache.manifest import Manifest
+from store.cache.manifest import Manifest, load_manifest
 from store.care.dvc_versions import earlier_outputs
 from store.errors import MismatchedCache, StoreError
+from store.files.open import Place, open_files
 from store.lease import exclusive_lock
-from store.read.cache import ActivationCache
 from store.record import Record, digest
 from store.sae.artefact import SAECard, load_sae
 
@@ -42,7 +42,7 @@ def run(
     *,
     benchmark: str,
     model: LanguageModelConfig,
-    cache_folder: Path,
+    cache: Place,
     models_folder: Path,
     output: Path,
     scratch: Path,
@@ -64,11 +64,12 @@ def run(
     with exclusive_lock(own):
         finished = own / "finished"
         finished.mkdir(exist_ok=True)
-        cache = ActivationCache(cache_folder)
-        held_out = held_out_tokens(cache, settings) if entry.needs_language_model else None
+        files = open_files(cache)
+        manifest = load_manifest(files)
+        held_out = held_out_tokens(files, manifest, settings) if entry.needs_language_model else None
         wanted = {
-            variant: result_inputs(entry, settings, card=card, manifest=cache.manifest, held_out=held_out)
-            for variant, card in all_cards(models_folder, cache.manifest).items()
+            variant: result_inputs(entry, settings, card=card, manifest=manifest, held_out=held_out)
+            for variant, card in all_cards(models_folder, manifest).items()
             if not _left_out(benchmark, card)
         }
         _prune(finished, wanted)
@@ -79,7 +80,7 @@ def run(
         for variant in (name for name in wanted if name not in missing):
             print(f"evaluate {benchmark}: {variant} is unchanged and reused", file=sys.stderr)
         if missing:
-            context = _set_up(model, cache.manifest, held_out, torch.device(device)) if held_out is not None else None
+            context = _set_up(model, manifest, held_out, torch.device(device)) if held_out is not None else None
             _measure_all(entry, settings, missing, context, models_folder=models_folder, finished=finished)
         replace_folder(finished, output)
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from evaluate.benchmarks.registry import Benchmark
 from store.cache.manifest import Manifest
 from store.errors import MismatchedCache, StoreError
-from store.read.cache import ActivationCache
+from store.files.protocol import Files
+from store.read.tokens import read_tokens
 from store.record import Record, plain
 from store.sae.artefact import SAECard, load_card
 
@@ -42,10 +43,10 @@ def fitting_card(folder: Path, manifest: Manifest) -> SAECard:
     return card
 
 
-def held_out_tokens(cache: ActivationCache, settings: Record) -> NDArray[np.uint32]:
-    """The held-out sequences that the settings ask for, (sequences, context)."""
+def held_out_tokens(files: Files, manifest: Manifest, settings: Record) -> NDArray[np.uint32]:
+    """The held-out sequences that the settings ask for, (sequences, context), from the files of a cache."""
     needed = max(value for name, value in settings if name.startswith("num_") and name.endswith("_sequences"))
-    tokens = cache.held_out_tokens()
+    tokens = read_tokens(files, manifest, split="held_out")
     if len(tokens) < needed:
         raise ValueError(
             f"expected at least {needed} held-out sequences for evaluate, the activation cache has {len(tokens)}. "

@@ -6,6 +6,7 @@ sae-bench takes many seconds to import and the report needs none of it.
 """
 
 import importlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ class Benchmark:
     version: int
     """Raised by hand when the same inputs give other figures: results of other versions are not reused."""
     needs_language_model: bool
+    metrics: tuple[str, ...]
+    """Their names in its results. Where results of several benchmarks meet they are `<benchmark>/<metric>`."""
     measures: str
 
 
@@ -42,6 +45,25 @@ BENCHMARKS: dict[str, Benchmark] = {
             module="evaluate.benchmarks.core",
             version=1,
             needs_language_model=True,
+            metrics=(
+                "explained_variance",
+                "mse",
+                "cosine_similarity",
+                "l0",
+                "l1",
+                "l2_ratio",
+                "num_dead_latents",
+                "fraction_dead_latents",
+                "num_constant_latents",
+                "num_rows",
+                "ce_loss_without_sae",
+                "ce_loss_with_sae",
+                "ce_loss_with_ablation",
+                "ce_loss_score",
+                "kl_div_with_sae",
+                "kl_div_with_ablation",
+                "kl_div_score",
+            ),
             measures="How well the SAE reconstructs held-out activations, how sparse it is, and what the language "
             "model loses when it runs on the reconstruction (sae-bench core).",
         ),
@@ -50,6 +72,15 @@ BENCHMARKS: dict[str, Benchmark] = {
             module="evaluate.benchmarks.geometry",
             version=1,
             needs_language_model=False,
+            metrics=(
+                "penalty",
+                "lower_bound",
+                "excess",
+                "mean_abs_cosine",
+                "mean_max_cosine",
+                "largest_cosine",
+                "effective_rank",
+            ),
             measures="Angles between decoder directions: pairwise cosines, the nearest other latent, the penalty P "
             "against its lower bound, effective rank.",
         ),
@@ -78,9 +109,18 @@ NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
 def measure(
     benchmark: Benchmark, subject: EvaluatedSAE, config: Record, context: BenchmarkContext | None
 ) -> Measurement:
-    """Runs `benchmark` on one SAE. A figure that is not a finite number is an error that names it."""
+    """Runs `benchmark` on one SAE; a ValueError names metrics that are not finite, missing or unknown."""
     measurement: Measurement = importlib.import_module(benchmark.module).measure(subject, config, context)
     broken = {name: value for name, value in measurement.metrics.items() if not np.isfinite(value)}
     if broken:
-        raise ValueError(f"expected finite figures, got {broken}. Nothing was recorded")
+        raise ValueError(f"expected finite metrics, got {broken}. Nothing was recorded")
+    if problem := wrong_metrics(benchmark, measurement.metrics):
+        raise ValueError(f"expected the metrics that the registry lists for {benchmark.name}, but {problem}")
     return measurement
+
+
+def wrong_metrics(benchmark: Benchmark, names: Collection[str]) -> str:
+    """Which metrics are missing among `names` and which are unknown, in words; nothing where they are right."""
+    problems = [f"{benchmark.name}/{name} is missing" for name in benchmark.metrics if name not in names]
+    problems += [f"{benchmark.name}/{name} is unknown" for name in sorted(set(names) - set(benchmark.metrics))]
+    return ", ".join(problems)

@@ -57,13 +57,13 @@ def _trade_off(inputs: ReportInputs) -> tuple[Picture, Picture]:
     return (
         _against_l0(
             inputs,
-            "explained_variance",
+            "core/explained_variance",
             "explained variance",
             "Up and to the left is better. A variant that only uses more latents moves right as well as up.",
         ),
         _against_l0(
             inputs,
-            "ce_loss_score",
+            "core/ce_loss_score",
             "CE recovered",
             "The same for the language model's own loss when it runs on the reconstruction.",
         ),
@@ -74,13 +74,13 @@ def _against_l0(inputs: ReportInputs, key: str, label: str, caption: str) -> Pic
     metrics = inputs.metrics()
     title, description = f"L0 against {label}", f"{label} against L0 for {', '.join(metrics)}"
     if len(metrics) <= MANY:
-        dots = {name: (values["l0"], values[key]) for name, values in metrics.items()}
+        dots = {name: (values["core/l0"], values[key]) for name, values in metrics.items()}
         drawn = scatter(dots, x_label="L0", y_label=label, description=description)
         return Picture(title, caption, Markup(drawn))
     drawn_families, legend, dashed = [], [], ""
     for index, (name, members) in enumerate(families(inputs.cards).items()):
         groups = seed_groups({member: inputs.cards[member] for member in members}, metrics)
-        points = [(group.figures["l0"].mean, group.figures[key].mean, group.variants[0]) for group in groups]
+        points = [(group.spreads["core/l0"].mean, group.spreads[key].mean, group.variants[0]) for group in groups]
         drawn_families.append(Track(points, index, dashed=index >= NUM_COLOURS))
         dashed = "a colour's second family" if index >= NUM_COLOURS else dashed
         legend.append((series_class(index), name))

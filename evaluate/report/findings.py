@@ -31,13 +31,13 @@ class Finding:
 
 def dead_finding(name: str, *, d_sae: int, metrics: Mapping[str, float]) -> Finding | None:
     """Says that an SAE is dead (nothing fires, or nothing varies), or that much of it is."""
-    num_dead, num_constant = int(metrics["num_dead_latents"]), int(metrics["num_constant_latents"])
-    rows = f"{int(metrics['num_rows'])} held-out rows"
-    if num_dead == d_sae or metrics["l0"] < DEAD_L0:
+    num_dead, num_constant = int(metrics["core/num_dead_latents"]), int(metrics["core/num_constant_latents"])
+    rows = f"{int(metrics['core/num_rows'])} held-out rows"
+    if num_dead == d_sae or metrics["core/l0"] < DEAD_L0:
         return Finding(
             "warning",
-            f"{name}: this SAE is dead. L0 is {number(metrics['l0'])} and {num_dead} of {d_sae} latents never fire on "
-            f"{rows}; its output is its bias, whatever it reads. Its other figures describe that bias.",
+            f"{name}: this SAE is dead. L0 is {number(metrics['core/l0'])} and {num_dead} of {d_sae} latents never "
+            f"fire on {rows}; its output is its bias, whatever it reads. Its other figures describe that bias.",
         )
     if num_constant == d_sae:
         return Finding(
@@ -105,25 +105,25 @@ def baseline_sparsity_finding(l0: float) -> Finding | None:
 
 def reconstruction_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding:
     """Which variant is best on the language model's loss, with the loss it stands on."""
-    winners = best("ce_loss_score", metrics)
+    winners = best("core/ce_loss_score", metrics)
     top = metrics[winners[0]]
     text = (
-        f"Best on CE recovered: {listed(winners)}, {top['ce_loss_score']:.4f} (cross-entropy "
-        f"{top['ce_loss_with_sae']:.4f} with the SAE, {top['ce_loss_without_sae']:.4f} without, "
-        f"{top['ce_loss_with_ablation']:.4f} with the activation set to zero)."
+        f"Best on CE recovered: {listed(winners)}, {top['core/ce_loss_score']:.4f} (cross-entropy "
+        f"{top['core/ce_loss_with_sae']:.4f} with the SAE, {top['core/ce_loss_without_sae']:.4f} without, "
+        f"{top['core/ce_loss_with_ablation']:.4f} with the activation set to zero)."
     )
     if BASELINE in metrics and BASELINE not in winners:
         base = metrics[BASELINE]
-        gain = top["ce_loss_score"] - base["ce_loss_score"]
-        text += f" The baseline has {base['ce_loss_score']:.4f}, {gain:.4f} less, at an L0 of {number(base['l0'])} "
-        text += f"against {number(top['l0'])}."
+        gain = top["core/ce_loss_score"] - base["core/ce_loss_score"]
+        text += f" The baseline has {base['core/ce_loss_score']:.4f}, {gain:.4f} less, at an L0 of "
+        text += f"{number(base['core/l0'])} against {number(top['core/l0'])}."
     return Finding("result", text)
 
 
 def loss_gap_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding | None:
     """Warns when the language model hardly needs the activation, so that CE recovered divides by next to nothing."""
     values = next(iter(metrics.values()))
-    gap = values["ce_loss_with_ablation"] - values["ce_loss_without_sae"]
+    gap = values["core/ce_loss_with_ablation"] - values["core/ce_loss_without_sae"]
     if gap >= LEAST_LOSS_GAP:
         return None
     return Finding(
@@ -135,27 +135,29 @@ def loss_gap_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding | No
 
 def trade_finding(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str, str | None]) -> Finding | None:
     """The variant with the most separate latents, and what that cost against its baseline."""
-    name = best("mean_max_cosine", metrics)[0]
+    name = best("geometry/mean_max_cosine", metrics)[0]
     other = reference[name]
     if other is None:
         return None
     if other == name:
         return Finding("result", f"No push made the nearest other latent more distant than it is in {name}.")
     found, base = metrics[name], metrics[other]
-    changes = {key: found[key] - base[key] for key in ("explained_variance", "ce_loss_score")}
+    cosines = [values["geometry/mean_max_cosine"] for values in (found, base)]
+    variances = [values["core/explained_variance"] for values in (found, base)]
+    scores = [values["core/ce_loss_score"] for values in (found, base)]
     return Finding(
         "result",
         f"Most separate latents: {name}, whose nearest other latent is at a mean cosine of "
-        f"{found['mean_max_cosine']:.3f}, against {base['mean_max_cosine']:.3f} in {other}. Against it, explained "
-        f"variance changes by {changes['explained_variance']:+.4f} and CE recovered by "
-        f"{changes['ce_loss_score']:+.4f}, at an L0 of {number(found['l0'])} against {number(base['l0'])}.",
+        f"{cosines[0]:.3f}, against {cosines[1]:.3f} in {other}. Against it, explained variance changes by "
+        f"{variances[0] - variances[1]:+.4f} and CE recovered by {scores[0] - scores[1]:+.4f}, at an L0 of "
+        f"{number(found['core/l0'])} against {number(base['core/l0'])}.",
     )
 
 
 def geometry_finding(metrics: Mapping[str, Mapping[str, float]], max_cosines: Mapping[str, Sequence[float]]) -> Finding:
     """P of every variant against its lower bound, and near-duplicates that P does not see."""
-    parts = [f"{name} {number(values['penalty'])}" for name, values in metrics.items()]
-    bounds = sorted({values["lower_bound"] for values in metrics.values()})
+    parts = [f"{name} {number(values['geometry/penalty'])}" for name, values in metrics.items()]
+    bounds = sorted({values["geometry/lower_bound"] for values in metrics.values()})
     text = f"P ended at {listed(parts)}; its lower bound is {listed([number(bound) for bound in bounds])}"
     text += ", which no decoder of this shape can go below." if max(bounds) > 0 else ", an orthogonal decoder."
     reached = [name for name, values in metrics.items() if at_bound(values)]
@@ -175,7 +177,8 @@ def geometry_finding(metrics: Mapping[str, Mapping[str, float]], max_cosines: Ma
 
 def at_bound(values: Mapping[str, float]) -> bool:
     """Whether P exceeds its lower bound, where that is not 0, by less than `AT_BOUND_WITHIN` of it."""
-    return values["lower_bound"] > 0 and values["excess"] <= AT_BOUND_WITHIN * values["lower_bound"]
+    bound = values["geometry/lower_bound"]
+    return bound > 0 and values["geometry/excess"] <= AT_BOUND_WITHIN * bound
 
 
 def seeds_finding(groups: Iterable[SeedGroup]) -> Finding:

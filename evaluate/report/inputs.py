@@ -11,9 +11,10 @@ from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import EvaluateConfig
 from evaluate.results import BenchmarkResult, read_result, result_path
 from evaluate.subjects import diverged_at, fitting_card, held_out_tokens, result_inputs
-from store.cache.manifest import Manifest
+from store.cache.manifest import Manifest, load_manifest
 from store.errors import StoreError
-from store.read.cache import ActivationCache
+from store.files.open import Place, open_files
+from store.files.protocol import Files
 from store.record import Record
 from store.sae.artefact import SAECard, load_sae, read_log
 
@@ -50,12 +51,15 @@ class ReportInputs:
         )
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Figures of all benchmarks by variant; no two benchmarks share a name."""
-        merged: dict[str, dict[str, float]] = {variant: {} for variant in self.cards}
-        for by_variant in self.results.values():
-            for variant, result in by_variant.items():
-                merged[variant] |= result.metrics
-        return merged
+        """Metrics of all benchmarks by variant, under `<benchmark>/<metric>`."""
+        return {
+            variant: {
+                f"{benchmark}/{metric}": value
+                for benchmark, by_variant in self.results.items()
+                for metric, value in by_variant[variant].metrics.items()
+            }
+            for variant in self.cards
+        }
 
 
 def gather(
@@ -64,7 +68,7 @@ def gather(
     variants: Sequence[str],
     models_folder: Path,
     results_folder: Path,
-    cache_folder: Path,
+    cache: Place,
 ) -> ReportInputs:
     """Reads all that belongs to `variants` and nothing else.
 
@@ -72,12 +76,13 @@ def gather(
         StoreError: a model or a result is missing, damaged, or belongs to other weights, settings or data. The message
             lists every such file and says what to do.
     """
-    cache = ActivationCache(cache_folder)
+    files = open_files(cache)
+    manifest = load_manifest(files)
     absent = [str(models_folder / name) for name in variants if not (models_folder / name).is_dir()]
     if absent:
         where = ", ".join(absent)
         raise StoreError(f"expected a trained SAE in {where}, found none. Run dvc repro, or dvc pull models")
-    cards = {name: fitting_card(models_folder / name, cache.manifest) for name in variants}
+    cards = {name: fitting_card(models_folder / name, manifest) for name in variants}
     diverged = {name: step for name, card in cards.items() if (step := diverged_at(card)) is not None}
     cards = {name: card for name, card in cards.items() if name not in diverged}
     if not cards:
@@ -86,22 +91,22 @@ def gather(
     for name in cards:
         decoders[name] = load_sae(models_folder / name)[0].W_dec
         logs[name] = read_log(models_folder / name)
-    wanted = {name: _inputs(name, config, cache, cards) for name in BENCHMARKS}
+    wanted = {name: _inputs(name, config, files, manifest, cards) for name in BENCHMARKS}
     results = _results(results_folder, wanted)
     return ReportInputs(
-        manifest=cache.manifest, cards=cards, logs=logs, decoders=decoders, results=results, diverged=diverged
+        manifest=manifest, cards=cards, logs=logs, decoders=decoders, results=results, diverged=diverged
     )
 
 
 def _inputs(
-    benchmark: str, config: EvaluateConfig, cache: ActivationCache, cards: Mapping[str, SAECard]
+    benchmark: str, config: EvaluateConfig, files: Files, manifest: Manifest, cards: Mapping[str, SAECard]
 ) -> dict[str, dict[str, Any]]:
     """What the result of each variant must have been made from."""
     entry, settings = BENCHMARKS[benchmark], getattr(config, benchmark)
     assert isinstance(settings, Record)
-    held_out = held_out_tokens(cache, settings) if entry.needs_language_model else None
+    held_out = held_out_tokens(files, manifest, settings) if entry.needs_language_model else None
     return {
-        name: result_inputs(entry, settings, card=card, manifest=cache.manifest, held_out=held_out)
+        name: result_inputs(entry, settings, card=card, manifest=manifest, held_out=held_out)
         for name, card in cards.items()
     }
 

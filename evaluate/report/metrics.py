@@ -27,34 +27,35 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = (
     Metric(
-        "explained_variance", "Explained variance", "higher", 4,
+        "core/explained_variance", "Explained variance", "higher", 4,
         "1 - sum ||x - x_hat||^2 / sum ||x - mean x||^2 over held-out rows. 1 is perfect, 0 is as good as the mean.",
     ),
     Metric(
-        "ce_loss_score", "CE recovered", "higher", 4,
+        "core/ce_loss_score", "CE recovered", "higher", 4,
         "Share of the language model's loss that is won back when the SAE's output replaces the activation, between "
         "setting the activation to zero (0) and leaving it alone (1).",
     ),
     Metric(
-        "kl_div_with_sae", "KL with SAE", "lower", 4,
+        "core/kl_div_with_sae", "KL with SAE", "lower", 4,
         "Divergence, in nats per token, of the language model's predictions with the SAE from those without it.",
     ),
-    Metric("l0", "L0", "neither", 1, "Mean number of latents above zero per row. Compare variants of similar L0."),
-    Metric("mse", "MSE", "lower", 2, "Mean of ||x - x_hat||^2 over rows, in the units of the raw activations."),
-    Metric("num_dead_latents", "Dead latents", "lower", 0, "Latents that never fire on the held-out rows."),
+    Metric("core/l0", "L0", "neither", 1, "Mean number of latents above zero per row. Compare variants of similar L0."),
+    Metric("core/mse", "MSE", "lower", 2, "Mean of ||x - x_hat||^2 over rows, in the units of the raw activations."),
+    Metric("core/num_dead_latents", "Dead latents", "lower", 0, "Latents that never fire on the held-out rows."),
     Metric(
-        "penalty", "P", "lower", 1,
+        "geometry/penalty", "P", "lower", 1,
         "The orthogonality penalty ||G - I||^2 over decoder directions: the sum of squared cosines over ordered pairs.",
     ),
     Metric(
-        "mean_abs_cosine", "Mean |cos|", "lower", 4, "Mean absolute cosine over all pairs of decoder directions."
+        "geometry/mean_abs_cosine", "Mean |cos|", "lower", 4,
+        "Mean absolute cosine over all pairs of decoder directions.",
     ),
     Metric(
-        "mean_max_cosine", "Mean max cos", "lower", 4,
+        "geometry/mean_max_cosine", "Mean max cos", "lower", 4,
         "Mean over latents of the cosine with the nearest other latent. Near-duplicates push it towards 1.",
     ),
     Metric(
-        "effective_rank", "Effective rank", "neither", 1,
+        "geometry/effective_rank", "Effective rank", "neither", 1,
         "Number of dimensions that the decoder directions fill evenly; at most min(d_sae, d_model).",
     ),
 )  # fmt: skip

@@ -22,6 +22,7 @@ from evaluate.report.metrics import METRICS, SAME_WITHIN, compare
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
+from store.files.open import Place
 from store.record import plain
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -37,7 +38,7 @@ def run(
     variants: list[str],
     models_folder: Path,
     results_folder: Path,
-    cache_folder: Path,
+    cache: Place,
     output: Path,
 ) -> Path:
     """Writes report.html and report.md into `output`; returns the path of the page.
@@ -52,7 +53,7 @@ def run(
         variants=variants,
         models_folder=models_folder,
         results_folder=results_folder,
-        cache_folder=cache_folder,
+        cache=cache,
     )
     context = page_context(inputs)
     page = render("page.html.j2", context)
@@ -147,9 +148,9 @@ def key_figures(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Variants", str(len(metrics))),
         ("Seeds", str(len({card.seed for card in cards}))),
         ("Rows trained on", f"{max(card.num_training_rows for card in cards):,}"),
-        (f"{name}: L0", number(metrics[name]["l0"])),
-        (f"{name}: explained variance", f"{metrics[name]['explained_variance']:.3f}"),
-        (f"{name}: CE recovered", f"{metrics[name]['ce_loss_score']:.3f}"),
+        (f"{name}: L0", number(metrics[name]["core/l0"])),
+        (f"{name}: explained variance", f"{metrics[name]['core/explained_variance']:.3f}"),
+        (f"{name}: CE recovered", f"{metrics[name]['core/ce_loss_score']:.3f}"),
     ]
 
 
@@ -219,13 +220,17 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     """The activation cache: what it holds and what it was made from."""
     manifest = inputs.manifest
     spec = manifest.spec
-    raw = manifest.num_rows * spec.model.d_model * 2 * len(spec.hooks)
-    stored = sum(record.nbytes for path, record in manifest.files.items() if path.split("/")[0] in spec.hooks)
+    raw = manifest.raw_nbytes() * len(spec.hooks)
+    stored = sum(map(manifest.stored_nbytes, spec.hooks))
     return [
         ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
         ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
         ("Hooks", ", ".join(spec.hooks)),
-        ("Rows per hook", f"{manifest.num_rows:,} of {spec.model.d_model} channels"),
+        (
+            "Rows per hook",
+            f"{manifest.num_rows:,} of {spec.model.d_model} channels for training, "
+            f"{manifest.split_rows('held_out'):,} held out",
+        ),
         ("Windows of text", f"{manifest.num_sequences:,}"),
         ("Context length", f"{spec.context_length} tokens; positions left out: {', '.join(spec.excluded_positions)}"),
         ("Held out", f"{manifest.num_held_out_sequences:,} windows of documents that training never saw"),

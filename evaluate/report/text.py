@@ -32,7 +32,7 @@ def findings(inputs: ReportInputs) -> list[Finding]:
     """All sentences, the most consequential first: what cannot be trusted, what was found, what is not known."""
     metrics, cards = inputs.metrics(), inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
-    l0 = {name: values["l0"] for name, values in metrics.items()}
+    l0 = {name: values["core/l0"] for name, values in metrics.items()}
     max_cosines = {
         name: [float(value) for value in _numbers(result.details["max_cosine"])]
         for name, result in inputs.results["geometry"].items()
@@ -49,7 +49,7 @@ def findings(inputs: ReportInputs) -> list[Finding]:
         geometry_finding(metrics, max_cosines),
         *learned_findings(inputs),
         dead_latents_finding(
-            {name: int(values["num_dead_latents"]) for name, values in metrics.items()},
+            {name: int(values["core/num_dead_latents"]) for name, values in metrics.items()},
             {name: card.d_sae for name, card in cards.items()},
         ),
         identical_finding({name: card.weights_sha256 for name, card in cards.items()}),

@@ -128,6 +128,15 @@ class Manifest(Record):
         """Shards of the training rows."""
         return self.spec.num_shards(self.num_sequences)
 
+    def stored_nbytes(self, hook: str) -> int:
+        """Bytes that the shards of a hook take on disk, of both splits."""
+        folders = tuple(f"{split_folder(split)}{hook}/c/" for split in SPLITS)
+        return sum(file.nbytes for name, file in self.files.items() if name.startswith(folders))
+
+    def raw_nbytes(self) -> int:
+        """Bytes of one hook's rows as plain bfloat16, of both splits."""
+        return 2 * sum(self.split_rows(split) for split in SPLITS) * self.spec.model.d_model
+
 
 def expected_files(manifest: Manifest) -> Iterator[str]:
     """The names of all files that a cache of this spec and size has, but for the manifest."""

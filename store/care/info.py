@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from store.cache.manifest import Manifest, load_manifest
+from store.cache.manifest import load_manifest
 from store.cache.moments import Moments
-from store.cache.paths import MANIFEST_FILE, split_folder
-from store.cache.split import SPLITS
+from store.cache.paths import MANIFEST_FILE
 from store.files.open import Place, open_files
 from store.record import plain
 
@@ -19,7 +18,6 @@ def summary(location: Place) -> dict[str, Any]:
     manifest = load_manifest(files)
     spec = manifest.spec
     num_tokens = manifest.num_sequences * spec.context_length
-    raw_nbytes = 2 * (manifest.num_rows + manifest.split_rows("held_out")) * spec.model.d_model
     return {
         "location": files.location,
         "format": manifest.format,
@@ -37,9 +35,9 @@ def summary(location: Place) -> dict[str, Any]:
         "nbytes": sum(file.nbytes for file in manifest.files.values()) + (files.size(MANIFEST_FILE) or 0),
         "hooks": {
             hook: {
-                "nbytes": hook_nbytes(manifest, hook),
-                "raw_nbytes": raw_nbytes,
-                "ratio": raw_nbytes / hook_nbytes(manifest, hook),
+                "nbytes": manifest.stored_nbytes(hook),
+                "raw_nbytes": manifest.raw_nbytes(),
+                "ratio": manifest.raw_nbytes() / manifest.stored_nbytes(hook),
                 **statistics(manifest.moments[hook]),
             }
             for hook in spec.hooks
@@ -104,9 +102,3 @@ def describe(location: Place) -> str:
 
 def _shortened(text: str, length: int = 300) -> str:
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
-
-
-def hook_nbytes(manifest: Manifest, hook: str) -> int:
-    """Bytes that a hook's shards take on disk."""
-    folders = tuple(f"{split_folder(split)}{hook}/c/" for split in SPLITS)
-    return sum(file.nbytes for name, file in manifest.files.items() if name.startswith(folders))

@@ -12,7 +12,6 @@ from store.cache.manifest import Manifest, Origin, ShardRecord, load_manifest
 from store.cache.paths import MANIFEST_FILE, shard_record_path
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
-from store.care.info import hook_nbytes
 from store.care.verify import find_problems
 from store.codec.bf16_planes import Numbers
 from store.codec.registry import CodecName, encode_chunk
@@ -151,7 +150,7 @@ def _check_free_space(cache: ActivationCache, folder: Path, *, codec: CodecName,
     spec, manifest = cache.spec, cache.manifest
     num_rows = sum(manifest.split_rows(split) for split in SPLITS)
     num_sample = min(spec.rows_per_chunk, manifest.num_rows)
-    needed = sum(file.nbytes for file in manifest.files.values()) - sum(hook_nbytes(manifest, h) for h in spec.hooks)
+    needed = sum(file.nbytes for file in manifest.files.values()) - sum(map(manifest.stored_nbytes, spec.hooks))
     for hook in spec.hooks:
         sample = cache.rows(hook, np.arange(num_sample))
         needed += int(_MARGIN * len(encode_chunk(codec, sample)) * num_rows / num_sample)

@@ -66,6 +66,15 @@ def six_saes(empty_study: SimpleNamespace, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
+def cache_without_rows(study: SimpleNamespace) -> Path:
+    """A copy of the study's cache that has the manifest and the held-out tokens alone."""
+    folder = study.root / "without-rows"
+    shutil.copytree(study.cache / "held_out" / "tokens", folder / "held_out" / "tokens")
+    shutil.copy(study.cache / "manifest.json", folder)
+    return folder
+
+
+@pytest.fixture
 def evaluate_all(study: SimpleNamespace) -> Callable[..., None]:
     """Runs benchmarks over the study's SAEs, as the pipeline does."""
 
@@ -113,7 +122,7 @@ def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool) -> None:
         study.config,
         benchmark=benchmark,
         model=study.model,
-        cache_folder=study.cache,
+        cache=study.cache,
         models_folder=study.models,
         output=study.results / benchmark,
         scratch=study.root / "data" / ".partial" / "evaluate",

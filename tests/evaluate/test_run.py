@@ -1,6 +1,7 @@
 """The evaluate command: reuse, resuming, pruning, and failures that stop it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurem
 from evaluate.config import CoreConfig
 from evaluate.results import read_result
 from evaluate.run import BenchmarkFailed, run
-from store.errors import Busy, DamagedFile, MismatchedCache, StoreError
+from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
 
 
@@ -84,6 +85,29 @@ def test_measuring_again_without_reuse_gives_the_same_bytes(
     before = {name: contents(study.results / name) for name in ("core", "geometry")}
     evaluate_all(reuse=False)
     assert {name: contents(study.results / name) for name in ("core", "geometry")} == before
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_the_manifest_and_the_held_out_tokens_are_all_of_the_cache_that_evaluation_reads(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], cache_without_rows: Path
+) -> None:
+    evaluate_all()
+    before = {name: contents(study.results / name) for name in ("core", "geometry")}
+    study.cache = cache_without_rows
+    evaluate_all(reuse=False)
+    assert {name: contents(study.results / name) for name in ("core", "geometry")} == before
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_geometry_reads_the_manifest_alone(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], cache_without_rows: Path
+) -> None:
+    shutil.rmtree(cache_without_rows / "held_out")
+    study.cache = cache_without_rows
+    evaluate_all("geometry")
+    assert sorted(contents(study.results / "geometry")) == ["baseline.json", "fixed-1.json"]
+    with pytest.raises(IncompleteCache, match=r"held_out/tokens/c/0/0"):
+        evaluate_all("core")
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -194,7 +218,7 @@ def test_two_runs_never_meet_in_one_scratch_folder(study: SimpleNamespace) -> No
             study.config,
             benchmark="geometry",
             model=study.model,
-            cache_folder=study.cache,
+            cache=study.cache,
             models_folder=study.models,
             output=study.results / "geometry",
             scratch=scratch,

@@ -222,7 +222,7 @@ def test_a_figure_that_is_not_a_number_is_an_error_that_names_it(
     broken = {"token_stats": {}, "sparsity": {"l0": float("nan"), "l1": 1.0}, "shrinkage": {"l2_ratio": 1.0}}
     broken |= {"model_behavior_preservation": {}, "model_performance_preservation": {}}
     monkeypatch.setattr(core, "run_evals", lambda *arguments, **keywords: (broken, {}))
-    with pytest.raises(ValueError, match=r"expected finite figures, got \{'l0': nan\}"):
+    with pytest.raises(ValueError, match=r"expected finite metrics, got \{'l0': nan\}"):
         measure(BENCHMARKS["core"], EvaluatedSAE("subject", weights, card), study.config.core, context)
 
 

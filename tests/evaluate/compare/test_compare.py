@@ -4,7 +4,6 @@ from typing import Any
 
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.treatments import baseline_of, families, shown_in_full
-from evaluate.report.metrics import METRICS
 from store.identity import ModelIdentity
 from store.sae.artefact import SAECard
 
@@ -58,11 +57,11 @@ def test_a_variant_is_compared_with_the_baseline_that_differs_by_the_treatment_a
 
 
 def test_seeds_are_replicates_with_a_mean_and_a_spread() -> None:
-    figures = {name: dict.fromkeys((metric.key for metric in METRICS), float(i)) for i, name in enumerate(STUDY)}
-    groups = {group.variants: group for group in seed_groups(STUDY, figures)}
+    metrics = {name: {"core/l0": float(index)} for index, name in enumerate(STUDY)}
+    groups = {group.variants: group for group in seed_groups(STUDY, metrics)}
     assert ("baseline", "baseline-1") in groups
     assert ("fixed-dense", "fixed-dense-1") in groups
-    spread = groups["baseline", "baseline-1"].figures["l0"]
+    spread = groups["baseline", "baseline-1"].spreads["core/l0"]
     assert spread.mean == 0.5
     assert spread.deviation is not None
     assert abs(spread.deviation - 0.5**0.5) < 1e-12  # of 0 and 1: sqrt((0.25 + 0.25) / 1)
@@ -70,11 +69,11 @@ def test_seeds_are_replicates_with_a_mean_and_a_spread() -> None:
 
 def test_one_seed_under_two_names_counts_once_in_the_spread() -> None:
     cards = by_name(card("a", ONE), card("again", ONE), card("b", ONE, seed=1))
-    figures = {name: dict.fromkeys((m.key for m in METRICS), v) for name, v in (("a", 0.0), ("again", 0.0), ("b", 1.0))}
-    (group,) = seed_groups(cards, figures)
+    metrics = {"a": {"core/l0": 0.0}, "again": {"core/l0": 0.0}, "b": {"core/l0": 1.0}}
+    (group,) = seed_groups(cards, metrics)
     assert group.variants == ("a", "again", "b")
     assert group.seeds == (0, 1)
-    assert group.figures["l0"].mean == 0.5
+    assert group.spreads["core/l0"].mean == 0.5
 
 
 def test_a_family_is_one_treatment_at_several_sparsities() -> None:

@@ -29,11 +29,24 @@ from store.sae.stationary_lambda import stationary_lambda
 
 REFERENCE = Path(__file__).parent / "reference_sparse_probing_gemma-2-2b.json"
 METRICS = {
-    "explained_variance": 0.9, "ce_loss_score": 0.98, "kl_div_with_sae": 0.1, "l0": 50.0, "mse": 2.0,
-    "num_dead_latents": 0.0, "num_constant_latents": 0.0, "num_rows": 1000.0, "penalty": 400.0, "lower_bound": 384.0,
-    "excess": 16.0, "mean_abs_cosine": 0.05, "mean_max_cosine": 0.3, "effective_rank": 190.0,
-    "ce_loss_with_sae": 3.1, "ce_loss_without_sae": 3.0, "ce_loss_with_ablation": 8.0,
-}  # fmt: skip
+    "core/explained_variance": 0.9,
+    "core/ce_loss_score": 0.98,
+    "core/kl_div_with_sae": 0.1,
+    "core/l0": 50.0,
+    "core/mse": 2.0,
+    "core/num_dead_latents": 0.0,
+    "core/num_constant_latents": 0.0,
+    "core/num_rows": 1000.0,
+    "geometry/penalty": 400.0,
+    "geometry/lower_bound": 384.0,
+    "geometry/excess": 16.0,
+    "geometry/mean_abs_cosine": 0.05,
+    "geometry/mean_max_cosine": 0.3,
+    "geometry/effective_rank": 190.0,
+    "core/ce_loss_with_sae": 3.1,
+    "core/ce_loss_without_sae": 3.0,
+    "core/ce_loss_with_ablation": 8.0,
+}
 
 
 def card(name: str = "adaptive", **final: Any) -> SAECard:  # noqa: ANN401
@@ -94,9 +107,9 @@ def test_a_learned_lambda_without_a_state_is_an_error() -> None:
 @pytest.mark.parametrize(
     "figures",
     [
-        {"l0": 0.0, "num_dead_latents": 384.0, "num_constant_latents": 384.0},
-        {"l0": 0.004, "num_dead_latents": 380.0, "num_constant_latents": 380.0},
-        {"l0": 384.0, "num_dead_latents": 0.0, "num_constant_latents": 384.0},
+        {"core/l0": 0.0, "core/num_dead_latents": 384.0, "core/num_constant_latents": 384.0},
+        {"core/l0": 0.004, "core/num_dead_latents": 380.0, "core/num_constant_latents": 380.0},
+        {"core/l0": 384.0, "core/num_dead_latents": 0.0, "core/num_constant_latents": 384.0},
     ],
 )
 def test_an_sae_is_called_dead_when_nothing_fires_or_nothing_varies(figures: dict[str, float]) -> None:
@@ -108,7 +121,7 @@ def test_an_sae_is_called_dead_when_nothing_fires_or_nothing_varies(figures: dic
 
 def test_a_living_sae_is_not_called_dead_and_one_that_is_mostly_dead_is_called_that() -> None:
     assert dead_finding("baseline", d_sae=384, metrics=METRICS) is None
-    mostly = dead_finding("baseline", d_sae=384, metrics=METRICS | {"num_dead_latents": 300.0})
+    mostly = dead_finding("baseline", d_sae=384, metrics=METRICS | {"core/num_dead_latents": 300.0})
     assert mostly is not None
     assert "most of this SAE is dead. 300 of 384 latents never fire on 1000 held-out rows." in mostly.text
 
@@ -156,14 +169,14 @@ def test_comparisons_at_the_same_sparsity_are_said_to_be_matched() -> None:
 
 
 def test_the_best_on_ce_recovered_is_named_with_the_baselines_distance() -> None:
-    metrics = {"baseline": METRICS, "fixed-1": METRICS | {"ce_loss_score": 0.99, "l0": 80.0}}
+    metrics = {"baseline": METRICS, "fixed-1": METRICS | {"core/ce_loss_score": 0.99, "core/l0": 80.0}}
     text = reconstruction_finding(metrics).text
     assert "Best on CE recovered: fixed-1, 0.9900 (cross-entropy 3.1000 with the SAE, 3.0000 without, 8.0000" in text
     assert "The baseline has 0.9800, 0.0100 less, at an L0 of 50 against 80." in text
 
 
 def test_p_is_set_against_its_bound_and_near_duplicates_that_it_does_not_see_are_counted() -> None:
-    metrics = {"baseline": METRICS | {"penalty": 900.0, "excess": 516.0}, "fixed-1": METRICS}
+    metrics = {"baseline": METRICS | {"geometry/penalty": 900.0, "geometry/excess": 516.0}, "fixed-1": METRICS}
     text = geometry_finding(metrics, {"baseline": [0.95, 0.2], "fixed-1": [0.91, 0.92]}).text
     assert "P ended at baseline 900 and fixed-1 400; its lower bound is 384, which no decoder of this shape" in text
     assert "fixed-1 is within 5% of the bound" in text
@@ -174,7 +187,7 @@ def test_p_is_set_against_its_bound_and_near_duplicates_that_it_does_not_see_are
 def test_one_seed_is_said_to_have_no_spread() -> None:
     one = SeedGroup(("baseline",), (0,), {})
     assert "One seed was trained per variant, so no figure here has a spread" in seeds_finding([one]).text
-    two = SeedGroup(("a", "b"), (0, 1), {"l0": Spread(1.0, 0.5)})
+    two = SeedGroup(("a", "b"), (0, 1), {"core/l0": Spread(1.0, 0.5)})
     assert "Up to 2 seeds" in seeds_finding([one, two]).text
     assert "baseline has one seed and no spread" in seeds_finding([one, two]).text
 
@@ -187,14 +200,20 @@ def test_variants_that_are_the_same_to_the_byte_are_named() -> None:
 
 
 def test_differences_know_which_direction_is_better_and_small_ones_are_the_same() -> None:
-    other = METRICS | {"explained_variance": 0.95, "mse": 1.0, "l0": 90.0, "ce_loss_score": 0.981, "penalty": 500.0}
+    other = METRICS | {
+        "core/explained_variance": 0.95,
+        "core/mse": 1.0,
+        "core/l0": 90.0,
+        "core/ce_loss_score": 0.981,
+        "geometry/penalty": 500.0,
+    }
     cells = compare(other, METRICS)
-    assert cells["explained_variance"].difference == pytest.approx(0.05)
+    assert cells["core/explained_variance"].difference == pytest.approx(0.05)
     verdicts = {key: cell.verdict for key, cell in cells.items()}
-    assert verdicts["explained_variance"] == verdicts["mse"] == "better"
-    assert verdicts["penalty"] == "worse"
-    assert verdicts["ce_loss_score"] == "same"  # 0.1 % of the baseline's
-    assert verdicts["l0"] == "neutral"
+    assert verdicts["core/explained_variance"] == verdicts["core/mse"] == "better"
+    assert verdicts["geometry/penalty"] == "worse"
+    assert verdicts["core/ce_loss_score"] == "same"  # 0.1 % of the baseline's
+    assert verdicts["core/l0"] == "neutral"
     assert {cell.verdict for cell in compare(METRICS, None).values()} == {"baseline"}
 
 

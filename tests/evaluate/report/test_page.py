@@ -11,6 +11,7 @@ import pytest
 from evaluate.benchmarks.registry import NOT_RUN_YET
 from evaluate.config import GeometryConfig
 from evaluate.report import page as report
+from store.care.info import summary
 from store.errors import IncompleteCache, MismatchedCache, StoreError
 
 VARIANTS = ["baseline", "fixed-1", "adaptive", "adaptive-high", "floored", "dead"]
@@ -62,7 +63,7 @@ def reported(study: SimpleNamespace, six_saes: Path) -> Callable[..., Path]:
             variants=list(variants or VARIANTS),
             models_folder=study.models,
             results_folder=study.results,
-            cache_folder=study.cache,
+            cache=study.cache,
             output=study.root / output,
         )
 
@@ -130,6 +131,14 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
     again = reported(output="again")
     assert again.read_bytes() == path.read_bytes()
     assert (again.parent / "report.md").read_text() == summary
+
+
+def test_the_compression_ratio_is_the_one_that_store_info_prints(
+    study: SimpleNamespace, reported: Callable[..., Path]
+) -> None:
+    (hook,) = summary(study.cache)["hooks"].values()
+    assert f"{hook['raw_nbytes'] / 1e6:,.1f} MB of bfloat16" in reported().read_text()
+    assert f"{hook['ratio']:.3f} times smaller, without loss" in reported().read_text()
 
 
 def test_what_comes_from_files_is_escaped(
@@ -240,7 +249,16 @@ def test_a_result_for_other_weights_or_settings_is_called_stale(
         reported()
 
 
-def test_a_missing_model_a_model_of_another_cache_and_a_partial_cache_are_refused(
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_report_needs_the_manifest_and_the_held_out_tokens_alone_in_a_folder_or_behind_a_url(
+    scheme: str, study: SimpleNamespace, cache_without_rows: Path, reported: Callable[..., Path]
+) -> None:
+    whole = reported().read_bytes()
+    study.cache = f"{scheme}{cache_without_rows}"
+    assert reported(output="again").read_bytes() == whole
+
+
+def test_a_missing_model_a_model_of_another_cache_and_missing_held_out_tokens_are_refused(
     study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], reported: Callable[..., Path]
 ) -> None:
     with pytest.raises(StoreError, match=r"expected a trained SAE in .*absent, found none. Run dvc repro, or dvc pull"):
@@ -248,6 +266,6 @@ def test_a_missing_model_a_model_of_another_cache_and_a_partial_cache_are_refuse
     add_sae("fixed-1", saes.random(1), cache_digest="f" * 64)
     with pytest.raises(MismatchedCache, match="fixed-1 to be trained on the present activation cache"):
         reported("baseline", "fixed-1")
-    (study.cache / "tokens" / "c" / "0" / "0").unlink()
-    with pytest.raises(IncompleteCache, match="the cache is only partly there"):
+    (study.cache / "held_out" / "tokens" / "c" / "0" / "0").unlink()
+    with pytest.raises(IncompleteCache, match=r"held_out/tokens/c/0/0"):
         reported("baseline")

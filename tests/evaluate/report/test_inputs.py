@@ -1,0 +1,62 @@
+"""What the report reads: metrics of several benchmarks side by side, and results that are not what they should be."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from evaluate.benchmarks.registry import BENCHMARKS
+from evaluate.report.inputs import ReportInputs, gather
+from store.errors import StoreError
+
+
+@pytest.fixture
+def read(
+    study: SimpleNamespace,
+    saes: SimpleNamespace,
+    add_sae: Callable[..., None],
+    evaluate_all: Callable[..., None],
+) -> Callable[[], ReportInputs]:
+    """Puts one evaluated SAE into the study and returns a function that reads what the report reads."""
+    add_sae("baseline", saes.random(1))
+    evaluate_all()
+
+    def read() -> ReportInputs:
+        return gather(
+            study.config,
+            variants=["baseline"],
+            models_folder=study.models,
+            results_folder=study.results,
+            cache=study.cache,
+        )
+
+    return read
+
+
+def test_two_benchmarks_may_have_a_metric_of_the_same_name(
+    study: SimpleNamespace, read: Callable[[], ReportInputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for benchmark, value in (("core", 1.0), ("geometry", 2.0)):
+        entry = BENCHMARKS[benchmark]
+        monkeypatch.setitem(BENCHMARKS, benchmark, replace(entry, metrics=(*entry.metrics, "speed")))
+        path = study.results / benchmark / "baseline.json"
+        result = json.loads(path.read_text())
+        path.unlink()
+        path.write_text(json.dumps(result | {"metrics": result["metrics"] | {"speed": value}}))
+    metrics = read().metrics()["baseline"]
+    assert (metrics["core/speed"], metrics["geometry/speed"]) == (1.0, 2.0)
+
+
+def test_a_metric_that_is_missing_or_unknown_is_named_with_its_file(
+    study: SimpleNamespace, read: Callable[[], ReportInputs]
+) -> None:
+    path = study.results / "core" / "baseline.json"
+    result = json.loads(path.read_text())
+    result["metrics"]["perplexity"] = result["metrics"].pop("l0")
+    path.unlink()
+    path.write_text(json.dumps(result))
+    message = r"metrics of core in .*core/baseline.json, but core/l0 is missing, core/perplexity is unknown. Remove"
+    with pytest.raises(StoreError, match=message):
+        read()
