@@ -1,5 +1,6 @@
 # make repro   everything, from a fresh clone to reports/report.html
 # make test    lint, types and tests, from nothing
+# make figure  docs/study.svg, the picture in README.md, from docs/study.json
 # make test-gpu, make test-slow    what `make test` leaves out: tests that need a GPU, or minutes
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: repro test test-gpu test-slow lint clean
+.PHONY: repro test figure test-gpu test-slow lint clean
 
 repro: $(VENV)/.installed
 	dvc repro
@@ -15,6 +16,9 @@ repro: $(VENV)/.installed
 
 test: $(VENV)/.installed lint
 	pytest --numprocesses 2 --dist worksteal
+
+figure: $(VENV)/.installed
+	python benchmarks/study_figure.py
 
 test-gpu: $(VENV)/.installed
 	pytest -m gpu

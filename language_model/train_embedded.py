@@ -164,17 +164,17 @@ def model_card(figures: dict[str, object], curve: list[dict[str, float]]) -> str
     facts = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
     return f"""# The embedded language model
 
-A `Gemma2ForCausalLM` of the real architecture, small enough to live in git, so that the whole pipeline runs with no
-account and no network. It is trained from scratch by `language_model/train_embedded.py` on the sources of Python's
-standard library (code, docstrings, comments; the module list is in `language_model/standard_library.py`), with whole
-files held out by a digest of their text. It knows Python and some English, and nothing else; it is a test subject for
-interpretability tools, not a language model to use.
+A small language model of the Gemma-2 architecture (`Gemma2ForCausalLM`). It is small enough for git, so that the whole
+pipeline runs with no account and no network. `language_model/train_embedded.py` trains it from scratch on the sources of
+Python's standard library: code, docstrings and comments of the modules listed in `language_model/standard_library.py`.
+Whole files are held out; a digest of a file's text decides which. The model knows Python and some English, and nothing
+else. It is for trying interpretability tools, not for use as a language model.
 
 | | |
 |---|---|
 {facts}
 
-Cross-entropies are in nats per token. The training text is Python's own, under the PSF licence.
+Cross-entropies are in nats per token. The training text is under Python's licence (PSF).
 
 | step | tokens | training cross-entropy | held-out cross-entropy (first {4 * BATCH_SEQUENCES} windows) |
 |---|---|---|---|
