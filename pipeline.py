@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from store.files.open import CachePlace
     from store.identity import ModelIdentity
 
 DATA = Path("data")
@@ -75,7 +76,7 @@ def train(arguments: argparse.Namespace) -> None:
     diverged = run(
         params.profile.train,
         params.variants,
-        cache_folder=ACTIVATIONS,
+        cache=_cache_place(arguments),
         output=MODELS,
         scratch=SCRATCH / "train",
         resources=TrainingResources(
@@ -117,7 +118,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             profile.evaluate,
             benchmark=benchmark,
             model=profile.language_model,
-            cache=ACTIVATIONS,
+            cache=_cache_place(arguments),
             models_folder=MODELS,
             output=RESULTS / benchmark,
             scratch=SCRATCH / "evaluate",
@@ -137,7 +138,7 @@ def report(arguments: argparse.Namespace) -> None:
         variants=list(params.variants),
         models_folder=MODELS,
         results_folder=RESULTS,
-        cache=ACTIVATIONS,
+        cache=_cache_place(arguments),
         output=REPORTS,
     )
     print(f"The report is {page}")
@@ -240,10 +241,56 @@ def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None
     return load_tokenizer(folder).decode if here.tokenizer_sha256 == model.tokenizer_sha256 else None
 
 
+def _cache_place(arguments: argparse.Namespace) -> "CachePlace":
+    """Where the activation cache is and how it is read, as the flags say."""
+    from store.files.open import CachePlace
+
+    return CachePlace(
+        arguments.cache,
+        mode=arguments.read_mode,
+        range_cache=arguments.range_cache,
+        range_cache_bytes=int(arguments.range_cache_gib * 2**30),
+    )
+
+
 def _device(wanted: str) -> str:
     from compute.device import choose_device  # imports torch, which takes seconds
 
     return choose_device(wanted)
+
+
+def _add_cache_flags(command: argparse.ArgumentParser) -> None:
+    """Where the activation cache is and how it is read; none of it changes a result."""
+    environment = os.environ.get
+    command.add_argument(
+        "--cache",
+        metavar="PLACE",
+        default=environment("PIPELINE_CACHE", str(ACTIVATIONS)),
+        help="activation cache: a folder, or a URL such as s3://bucket/folder (%(default)s; environment: "
+        "PIPELINE_CACHE)",
+    )
+    command.add_argument(
+        "--read-mode",
+        type=_read_mode,
+        metavar="MODE",
+        default=environment("PIPELINE_READ_MODE", "mmap"),
+        help="how a folder's files are read: mmap, or pread for network file systems (%(default)s; environment: "
+        "PIPELINE_READ_MODE)",
+    )
+    command.add_argument(
+        "--range-cache",
+        type=Path,
+        metavar="DIR",
+        default=environment("PIPELINE_RANGE_CACHE"),
+        help="keep what is read from a URL in this folder (none: keep nothing; environment: PIPELINE_RANGE_CACHE)",
+    )
+    command.add_argument(
+        "--range-cache-gib",
+        type=_positive_number,
+        metavar="GIB",
+        default=environment("PIPELINE_RANGE_CACHE_GIB", "20"),
+        help="the most that --range-cache may take (%(default)s; environment: PIPELINE_RANGE_CACHE_GIB)",
+    )
 
 
 def _add_train_flags(command: argparse.ArgumentParser) -> None:
@@ -294,6 +341,13 @@ def _positive_number(text: str) -> float:
     return number
 
 
+def _read_mode(text: str) -> str:
+    """An argument that says how files are read."""
+    if text not in ("mmap", "pread"):
+        raise argparse.ArgumentTypeError(f"expected mmap or pread, got {text!r}")
+    return text
+
+
 def _positive(text: str) -> int:
     """An argument that counts something."""
     number = int(text) if text.isdecimal() else 0
@@ -324,6 +378,8 @@ def build_parser() -> argparse.ArgumentParser:
                 default=os.environ.get("PIPELINE_NO_REUSE", "") not in ("", "0"),
                 help="ignore earlier outputs; an interrupted run is still continued (environment: PIPELINE_NO_REUSE=1)",
             )
+        if stage in (train, evaluate, report):
+            _add_cache_flags(command)
         if stage is train:
             command.add_argument(
                 "--threads", type=_positive, default=threads, help="threads of products and decoding (%(default)s)"

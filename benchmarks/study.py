@@ -91,7 +91,7 @@ def measure(folder: Path, *, cache: Path, num_alone: int, num_threads: int) -> d
     def timed(some: Sequence[str], output: str) -> float:
         begin = time.perf_counter()
         run(
-            config, {name: variants[name] for name in some}, cache_folder=cache, output=folder / output,
+            config, {name: variants[name] for name in some}, cache=cache, output=folder / output,
             scratch=folder / "scratch", resources=resources, reuse=False,
         )  # fmt: skip
         return time.perf_counter() - begin

@@ -15,6 +15,7 @@ from store.atomic import read_json, replace_folder, write_json
 from store.cache.manifest import Manifest
 from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
+from store.files.open import CachePlace, place_of
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
 from store.sae.artefact import load_card
@@ -41,7 +42,7 @@ def run(
     config: TrainConfig,
     variants: Mapping[str, VariantConfig],
     *,
-    cache_folder: Path,
+    cache: CachePlace | Path | str,
     output: Path,
     scratch: Path,
     resources: TrainingResources,
@@ -57,7 +58,7 @@ def run(
     Args:
         config: what all variants share, and defaults.
         variants: by name.
-        cache_folder: a complete activation cache.
+        cache: a complete activation cache: a folder, a URL, or a place with more said about how it is read.
         output: the folder `models`.
         scratch: for checkpoints and unfinished output; locked while the run lasts.
         resources: device, threads, checkpoints, where metrics go.
@@ -73,16 +74,16 @@ def run(
     """
     check_variant_names({check_variant_name(name): variant for name, variant in variants.items()})
     check_sinks(resources.sinks)
-    cache = ActivationCache(cache_folder)
-    plan_run(config, cache.manifest)  # settings that do not fit the cache end here
+    manifest = ActivationCache(cache).manifest
+    plan_run(config, manifest)  # settings that do not fit the cache end here
     resolved = resolve_variants(
         config,
         variants,
-        cache_digest=cache.manifest.digest,
+        cache_digest=manifest.digest,
         product_dtype=str(product_dtype(torch.device(resources.device))).removeprefix("torch."),
     )
     for variant in resolved:
-        _check_variant(variant, d_model=cache.spec.model.d_model)
+        _check_variant(variant, d_model=manifest.spec.model.d_model)
     with exclusive_lock(scratch):
         assembly = scratch / "models"
         shutil.rmtree(assembly, ignore_errors=True)
@@ -91,7 +92,7 @@ def run(
         missing = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
         if missing:
             _train(
-                _unique(missing), config, cache_folder=cache_folder, manifest=cache.manifest, scratch=scratch,
+                _unique(missing), config, cache=cache, manifest=manifest, scratch=scratch,
                 resources=resources, budget_bytes=budget_bytes, scheduler=scheduler,
             )  # fmt: skip
             left = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
@@ -133,7 +134,7 @@ def _train(
     missing: Sequence[ResolvedVariant],
     config: TrainConfig,
     *,
-    cache_folder: Path,
+    cache: CachePlace | Path | str,
     manifest: Manifest,
     scratch: Path,
     resources: TrainingResources,
@@ -150,7 +151,7 @@ def _train(
         )
         _write_plan(scratch, compositions)
         return [
-            Task(groups, config, cache_folder.resolve(), manifest.digest, scratch.resolve(), resources, title)
+            Task(groups, config, place_of(cache).absolute(), manifest.digest, scratch.resolve(), resources, title)
             for groups, title in zip(compositions, _titles(len(compositions)), strict=True)
         ]
 

@@ -1,6 +1,6 @@
-"""One pass over the data: what a single process trains, here or on a worker, from a cache folder to finished SAEs.
+"""One pass over the data: what a single process trains, here or on a worker, from a cache to finished SAEs.
 
-A task is plain data, so that it can travel to another machine that sees the same folders.
+A task is plain data, so that it can travel to another machine that sees the same places.
 """
 
 import functools
@@ -15,6 +15,7 @@ from compute.stop import stop_on_signals
 from store.atomic import replace_folder
 from store.cache.manifest import Manifest
 from store.errors import MismatchedCache
+from store.files.open import CachePlace
 from store.lease import exclusive_lock
 from store.read.batches import Position
 from store.read.cache import ActivationCache
@@ -50,7 +51,7 @@ class Task:
 
     groups: tuple[tuple[ResolvedVariant, ...], ...]
     config: TrainConfig
-    cache_folder: Path
+    cache: CachePlace
     cache_digest: str
     scratch: Path
     resources: TrainingResources
@@ -90,10 +91,10 @@ def run_task(task: Task) -> str | None:
         Busy: another process trains the same.
     """
     torch.set_num_threads(task.resources.num_threads)
-    cache = ActivationCache(task.cache_folder)
+    cache = ActivationCache(task.cache)
     if cache.manifest.digest != task.cache_digest:
         raise MismatchedCache(
-            f"expected the activation cache {task.cache_digest[:12]} in {task.cache_folder}, found "
+            f"expected the activation cache {task.cache_digest[:12]} in {task.cache}, found "
             f"{cache.manifest.digest[:12]}. It was replaced while the training ran, or this machine sees another folder"
         )
     config, plan = task.config, plan_run(task.config, cache.manifest)

@@ -1,6 +1,6 @@
 """From the place of a cache, a folder or a URL, to its files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from store.files.local import LocalFiles, Mode
@@ -29,6 +29,10 @@ class CachePlace:
         """Whether it is behind a URL."""
         return "://" in self.location
 
+    def absolute(self) -> "CachePlace":
+        """The same place in words that another process, with another working folder, understands."""
+        return self if self.is_remote else replace(self, location=str(Path(self.location).resolve()))
+
     def open(self) -> Files:
         """Its files; nothing is read yet."""
         if not self.is_remote:
@@ -44,6 +48,9 @@ Place = Files | CachePlace | Path | str
 
 def open_files(place: Place, *, mode: Mode = "mmap") -> Files:
     """The files of a cache, however its place is given; `mode` is for a place that does not say how it is read."""
-    if isinstance(place, (Path, str)):
-        place = CachePlace(str(place), mode=mode)
-    return place.open() if isinstance(place, CachePlace) else place
+    return place_of(place, mode=mode).open() if isinstance(place, (CachePlace, Path, str)) else place
+
+
+def place_of(place: CachePlace | Path | str, *, mode: Mode = "mmap") -> CachePlace:
+    """A place with all said about it: a bare folder or URL is read in `mode`, and keeps no ranges."""
+    return place if isinstance(place, CachePlace) else CachePlace(str(place), mode=mode)

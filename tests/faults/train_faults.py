@@ -62,7 +62,7 @@ from train.task import TrainingResources
 folder, settings, variants, every, limit = json.loads(sys.argv[1])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache_folder=Path(folder) / "cache",
+run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache=Path(folder) / "cache",
     output=Path(folder) / "models", scratch=Path(folder) / "scratch", reuse=False,
     resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=every))
 """

@@ -156,7 +156,7 @@ def train_files(cache_folder: Path, tmp_path: Path) -> Callable[..., dict[str, b
         run(
             config,
             variants,
-            cache_folder=cache_folder,
+            cache=cache_folder,
             output=tmp_path / "models",
             scratch=tmp_path / "scratch",
             resources=resources or TrainingResources(device="cpu", num_threads=1),

@@ -26,7 +26,7 @@ from train.config import VARIANTS, TrainConfig
 from train.run import run
 from train.task import TrainingResources
 cache, folder, settings, variants, scheduler = json.loads(sys.argv[1])
-run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache_folder=Path(cache),
+run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache=Path(cache),
     output=Path(folder) / "models", scratch=Path(folder) / "scratch", reuse=False, scheduler=scheduler,
     resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=1e9))
 """
@@ -73,7 +73,7 @@ def test_groups_are_spread_over_the_workers_and_end_as_they_do_here(
     run(
         TrainConfig.model_validate(settings),
         five,
-        cache_folder=cache_folder,
+        cache=cache_folder,
         output=tmp_path / "there",
         scratch=tmp_path / "scratch-there",
         resources=TrainingResources(device="cpu", num_threads=1),
@@ -110,7 +110,7 @@ def test_a_signal_stops_the_workers_with_checkpoints_and_the_next_run_continues(
     settings["num_epochs"] = 120
     before = time.monotonic()
     run(
-        TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "models",
+        TrainConfig.model_validate(settings), five, cache=cache_folder, output=tmp_path / "models",
         scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
     )  # fmt: skip
     err = capsys.readouterr().err
@@ -168,7 +168,7 @@ def test_what_a_worker_refuses_is_said_here(
         run(
             TrainConfig.model_validate(settings),
             five,
-            cache_folder=cache,
+            cache=cache,
             output=tmp_path / "models",
             scratch=tmp_path / "scratch",
             resources=TrainingResources(device="cpu", num_threads=1),
@@ -184,7 +184,7 @@ def test_an_address_where_nobody_answers_is_said_so(
     monkeypatch.setattr("compute.cluster.CONNECT_SECONDS", 1.0)
     with pytest.raises(ValueError, match=r"expected a Dask scheduler at tcp://127\.0\.0\.1:9, found none"):
         run(
-            TrainConfig.model_validate(settings), five, cache_folder=cache_folder, output=tmp_path / "models",
+            TrainConfig.model_validate(settings), five, cache=cache_folder, output=tmp_path / "models",
             scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
             scheduler="tcp://127.0.0.1:9",
         )  # fmt: skip

@@ -39,7 +39,7 @@ from train.config import VARIANTS, TrainConfig
 from train.run import run
 from train.task import TrainingResources
 cache, folder, settings, variants, every = json.loads(sys.argv[1])
-run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache_folder=Path(cache),
+run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), cache=Path(cache),
     output=Path(folder) / "models", scratch=Path(folder) / "scratch", reuse=False,
     resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=every))
 """
@@ -75,7 +75,7 @@ def checkpoint(cache_folder: Path, tmp_path: Path, settings: dict[str, Any], fiv
             run(
                 TrainConfig.model_validate(settings),
                 five,
-                cache_folder=cache_folder,
+                cache=cache_folder,
                 output=tmp_path / "models",
                 scratch=tmp_path / "scratch",
                 resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=0.0),
@@ -417,7 +417,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(
     run(
         TrainConfig.model_validate(settings),
         five,
-        cache_folder=cache_folder,
+        cache=cache_folder,
         output=tmp_path / "models",
         scratch=tmp_path / "scratch",
         resources=TrainingResources(device="cpu", num_threads=1, checkpoint_every_seconds=0.0),
@@ -476,7 +476,7 @@ def test_a_damaged_cache_stops_with_the_shards_name_and_continues_once_it_is_who
 
     def attempt() -> None:
         run(
-            TrainConfig.model_validate(settings), five, cache_folder=cache, output=tmp_path / "there",
+            TrainConfig.model_validate(settings), five, cache=cache, output=tmp_path / "there",
             scratch=tmp_path / "scratch-there", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
         )  # fmt: skip
 
@@ -555,7 +555,7 @@ def test_a_cache_that_is_not_there_is_said_so(
 ) -> None:
     with pytest.raises(IncompleteCache, match="found no such folder"):
         run(
-            TrainConfig.model_validate(settings), five, cache_folder=tmp_path / "nothing", output=tmp_path / "models",
+            TrainConfig.model_validate(settings), five, cache=tmp_path / "nothing", output=tmp_path / "models",
             scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=False,
         )  # fmt: skip
 
@@ -580,7 +580,7 @@ def test_other_activations_are_another_training(
     before = train_files(five)
     other = cache_at(tmp_path / "other", seed=1)
     run(
-        TrainConfig.model_validate(settings), five, cache_folder=other, output=tmp_path / "models",
+        TrainConfig.model_validate(settings), five, cache=other, output=tmp_path / "models",
         scratch=tmp_path / "scratch", resources=TrainingResources(device="cpu", num_threads=1), reuse=True,
     )  # fmt: skip
     after = files_of(tmp_path / "models")
