@@ -1,6 +1,5 @@
 """Where a learned lambda comes to rest, against its own equation, and the judgement of where one ended."""
 
-
 import pytest
 
 from store.sae.stationary_lambda import LAMBDA_FLOOR, judge_lambda, lambda_residual, stationary_lambda
