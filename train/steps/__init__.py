@@ -8,6 +8,7 @@ initialise.py  where the weights start
 analytic.py    relu, topk, batchtopk: hand-written backward
 autograd.py    jumprelu, matryoshka-batchtopk, gated: backward by autograd
 topk.py        the largest of a row or of a batch
+auxk.py        the auxiliary loss of dead latents
 resample.py    dead latents that start anew
 adam.py        Adam with unit decoder rows
 """

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from store.sae.weights import SAEWeights
-from train.architectures import AuxK, BatchTopK, TopK
+from train.architectures import BatchTopK, TopK
 from train.config import VariantSettings
+from train.steps.auxk import AuxKTerm, top_dead
 from train.steps.initialise import StackedWeights
-from train.steps.topk import THRESHOLD_RATE, keep_top_of_batch_, keep_top_of_rows_, running_threshold, top_dead
+from train.steps.topk import THRESHOLD_RATE, RunningThreshold, keep_top_of_batch_, keep_top_of_rows_
 
 _CARRIERS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 3}
 _COLUMNS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 8}  # 8 keeps bfloat16 rows aligned to 16 bytes
@@ -50,7 +51,6 @@ class AnalyticStep:
         self._batch_rows = batch_rows
         self._d_model = D
         self._settings = list(settings)
-        self._threshold_rate = threshold_rate
         self._carriers = _CARRIERS[product_dtype]
         self._cast = product_dtype != dtype
         K = D + _COLUMNS[product_dtype]
@@ -88,18 +88,12 @@ class AnalyticStep:
         self._free = settings[0].decoder_norm == "free"
         self._norms_VF = torch.ones_like(weights.b_enc)
         self._sparsity_V = torch.full((V,), torch.nan, dtype=torch.float64, device=device)
-        dead_latents = settings[0].dead_latents
-        self._aux_k = min(dead_latents.k, F) if isinstance(dead_latents, AuxK) else 0
-        coefficients = [
-            variant.dead_latents.coefficient if isinstance(variant.dead_latents, AuxK) else 0 for variant in settings
-        ]
-        self._aux_coefficient_V = torch.tensor(coefficients, dtype=torch.float64, device=device)
-        self._pre_VFB = buffer(V, F, batch_rows) if self._aux_k else None
+        self._auxk = AuxKTerm(settings, device=device)
+        self._pre_VFB = buffer(V, F, batch_rows) if self._auxk.k else None
         self._aux_terms_V = torch.zeros(V, dtype=torch.float64, device=device)
-        self.threshold_V = torch.full((V,), torch.nan, dtype=torch.float64, device=device)
-        """batchtopk: running mean of the smallest activation that fired; NaN before the first step."""
+        self._threshold = RunningThreshold(V, rate=threshold_rate, device=device)
         selects = isinstance(settings[0].architecture, BatchTopK)
-        self.buffers = {"threshold": self.threshold_V} if selects else {}
+        self.buffers = {"threshold": self._threshold.value_V} if selects else {}
         """What lasts from step to step beside `parameters`."""
 
     def compute(self, *, sparsity_V: Tensor, dead_VF: Tensor | None) -> None:
@@ -111,7 +105,7 @@ class AnalyticStep:
         """
         self._prepare(sparsity_V)
         self._forward()
-        self._backward(dead_VF if self._aux_k else None)
+        self._backward(dead_VF if self._auxk.k else None)
 
     def _carry(self, matrix_VFK: Tensor, bias_VF: Tensor, *, first: int = 0) -> None:
         """Writes `bias_VF` into the columns of `matrix_VFK` that meet the rows of ones."""
@@ -163,9 +157,7 @@ class AnalyticStep:
             for kind, a_FB in zip(kinds, self.activations_VFB, strict=True):
                 assert isinstance(kind, BatchTopK)
                 smallest.append(keep_top_of_batch_(a_FB, count=kind.k * self._batch_rows))
-            self.threshold_V.copy_(
-                running_threshold(self.threshold_V, torch.stack(smallest), rate=self._threshold_rate)
-            )
+            self._threshold.update(torch.stack(smallest))
 
     def _backward(self, dead_VF: Tensor | None) -> None:
         D = self._d_model
@@ -201,11 +193,10 @@ class AnalyticStep:
         """AuxK: its value, and its gradients added to those of pre and of W_dec."""
         assert self._pre_VFB is not None
         B, W_dec_VFD = self._batch_rows, self._dec_VFK[:, :, : self._d_model]
-        z_VFB, chosen_VFB = top_dead(self._pre_VFB, dead_VF, k=self._aux_k)
+        z_VFB, chosen_VFB = top_dead(self._pre_VFB, dead_VF, k=self._auxk.k)
         off_VDB = self.error_VDB * (B / 2.0)  # x_hat - x, so that z W_dec - (x - x_hat) is
         off_VDB.baddbmm_(W_dec_VFD.transpose(1, 2), z_VFB)
-        share_V = (dead_VF.sum(dim=1) / self._aux_k).clamp_max(1.0)
-        weight_V = self._aux_coefficient_V * share_V / B
+        weight_V = self._auxk.weight(dead_VF) / B
         self._aux_terms_V.copy_(weight_V * off_VDB.square().sum(dim=(1, 2), dtype=torch.float64))
         off_VDB.mul_((2.0 * weight_V).to(off_VDB.dtype)[:, None, None])
         self._pre_gradient_VFB.add_(torch.bmm(W_dec_VFD, off_VDB).mul_(chosen_VFB))
@@ -247,7 +238,7 @@ class AnalyticStep:
         b_enc = self.b_enc[variant].cpu().clone()
         threshold = None
         if isinstance(architecture, BatchTopK):
-            threshold = torch.full_like(b_enc, float(self.threshold_V[variant].nan_to_num(0.0)))
+            threshold = torch.full_like(b_enc, self._threshold.of(variant))
         return SAEWeights(
             W_enc=self.W_enc[variant].t().cpu().contiguous(),
             b_enc=b_enc,

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from store.sae.weights import SAEWeights
-from train.architectures import AuxK, Gated, JumpReLU, MatryoshkaBatchTopK
+from train.architectures import Gated, JumpReLU, MatryoshkaBatchTopK
 from train.config import VariantSettings
+from train.steps.auxk import AuxKTerm, top_dead
 from train.steps.initialise import StackedWeights
-from train.steps.topk import THRESHOLD_RATE, running_threshold, smallest_of_top, top_dead
+from train.steps.topk import THRESHOLD_RATE, RunningThreshold, smallest_of_top
 
 
 class Forward(NamedTuple):
@@ -81,7 +82,6 @@ class AutogradStep:
         device, dtype = weights.W_dec.device, weights.W_dec.dtype
         self._batch_rows = batch_rows
         self._settings = list(settings)
-        self._threshold_rate = threshold_rate
         self._product_dtype = product_dtype
         self.W_enc, self.W_dec = weights.W_enc.clone(), weights.W_dec.clone()
         self.b_dec = weights.b_dec.clone()
@@ -109,14 +109,10 @@ class AutogradStep:
         """The batch is to be written here, one column per row, before `compute`."""
         self.activation_sum_VF = torch.zeros(V, F, dtype=dtype, device=device)
         """Sum of a over the batch, after `compute`: positive exactly where a latent fired."""
-        dead_latents = settings[0].dead_latents
-        self._aux_k = min(dead_latents.k, F) if isinstance(dead_latents, AuxK) else 0
-        coefficients = [
-            variant.dead_latents.coefficient if isinstance(variant.dead_latents, AuxK) else 0 for variant in settings
-        ]
-        self._aux_coefficient_V = torch.tensor(coefficients, dtype=torch.float64, device=device)
-        self.threshold_V = torch.full((V,), torch.nan, dtype=torch.float64, device=device)
-        self.buffers = {"threshold": self.threshold_V} if isinstance(kind, MatryoshkaBatchTopK) else {}
+        self._auxk = AuxKTerm(settings, device=device)
+        self._running_threshold = RunningThreshold(V, rate=threshold_rate, device=device)
+        selects = isinstance(kind, MatryoshkaBatchTopK)
+        self.buffers = {"threshold": self._running_threshold.value_V} if selects else {}
         """What lasts from step to step beside `parameters`."""
         zeros_V = torch.zeros(V, dtype=torch.float64, device=device)
         self._terms = (zeros_V, zeros_V, zeros_V)
@@ -137,10 +133,10 @@ class AutogradStep:
         error_VBD = torch.baddbmm(cast["b_dec"][:, None, :] - x_BD, forward.activations_VBF, cast["W_dec"])
         mse_V = _mean_square(error_VBD)
         auxiliary_V = forward.auxiliary_V
-        if self._aux_k:
+        if self._auxk.k:
             # Of one layout whether AuxK adds to it or not: no variant's rounding may depend on another's dead latents.
             forward.pre_VBF.register_hook(torch.Tensor.contiguous)
-        if dead_VF is not None and self._aux_k:
+        if dead_VF is not None and self._auxk.k:
             auxiliary_V = auxiliary_V + self._aux(forward.pre_VBF, error_VBD.detach(), cast["W_dec"], dead_VF)
         sparse_V = sparsity_V.to(forward.sparsity_V.dtype) * forward.sparsity_V
         loss = (mse_V + sparse_V + auxiliary_V).sum()
@@ -182,7 +178,7 @@ class AutogradStep:
             count = variant.architecture.k * self._batch_rows
             smallest.append(smallest_of_top(a_BF, count=count))
         smallest_V = torch.stack(smallest)
-        self.threshold_V.copy_(running_threshold(self.threshold_V, smallest_V, rate=self._threshold_rate))
+        self._running_threshold.update(smallest_V)
         a_VBF = positive_VBF * (positive_VBF.detach() >= smallest_V[:, None, None])
         error_VBD = p["b_dec"][:, None, :] - x_BD
         auxiliary_V = torch.zeros(len(a_VBF), dtype=_wide(a_VBF), device=a_VBF.device)
@@ -196,10 +192,9 @@ class AutogradStep:
 
     def _aux(self, pre_VBF: Tensor, error_VBD: Tensor, W_dec_VFD: Tensor, dead_VF: Tensor) -> Tensor:
         """AuxK's part of the loss, (V,); `error_VBD` is x_hat - x."""
-        z_VFB, _ = top_dead(pre_VBF.transpose(1, 2), dead_VF, k=self._aux_k)
+        z_VFB, _ = top_dead(pre_VBF.transpose(1, 2), dead_VF, k=self._auxk.k)
         off_VBD = torch.baddbmm(error_VBD, z_VFB.transpose(1, 2), W_dec_VFD)
-        share_V = (dead_VF.sum(dim=1) / self._aux_k).clamp_max(1.0)
-        return (self._aux_coefficient_V * share_V).to(_wide(off_VBD)) * _mean_square(off_VBD)
+        return self._auxk.weight(dead_VF).to(_wide(off_VBD)) * _mean_square(off_VBD)
 
     def squared_error(self) -> Tensor:
         """Mean over the batch of ||x - x_hat||^2 after `compute`, (V,) float64."""
@@ -235,7 +230,7 @@ class AutogradStep:
         """One variant on the host, for rows times the scale."""
         own = {name: tensor[variant].cpu().clone() for name, tensor in self._per_latent.items()}
         if isinstance(self._settings[variant].architecture, MatryoshkaBatchTopK):
-            own["threshold"] = torch.full_like(own["b_enc"], float(self.threshold_V[variant].nan_to_num(0.0)))
+            own["threshold"] = torch.full_like(own["b_enc"], self._running_threshold.of(variant))
         return SAEWeights(
             W_enc=self.W_enc[variant].t().cpu().contiguous(),
             W_dec=self.W_dec[variant].cpu().clone(),

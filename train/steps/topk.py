@@ -130,18 +130,23 @@ def threshold_rate(num_steps: int) -> float:
     return min(1.0, max(THRESHOLD_RATE, THRESHOLD_STEPS / num_steps))
 
 
-def running_threshold(threshold_V: Tensor, smallest_V: Tensor, *, rate: float) -> Tensor:
-    """The running mean of `smallest_V`, (V,) float64: the first itself, then moved by `rate` of the way."""
-    smallest_V = smallest_V.to(torch.float64)
-    moved_V = threshold_V + rate * (smallest_V - threshold_V)
-    return torch.where(threshold_V.isnan(), smallest_V, moved_V)
+class RunningThreshold:
+    """The threshold that SAEs of a batch's largest activations fire above once they are trained, per variant.
 
+    A running mean of the smallest activation that fired: the first itself, then moved by `rate` of the way.
+    """
 
-def top_dead(pre_VFB: Tensor, dead_VF: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest pre of dead latents per row, 0 elsewhere, and where they are (bool); all where fewer are dead."""
-    hidden_VFB = pre_VFB.masked_fill(~dead_VF[:, :, None], -torch.inf)
-    largest = hidden_VFB.topk(k, dim=1, sorted=False)
-    found = largest.values > -torch.inf
-    z_VFB = torch.zeros_like(pre_VFB).scatter_(1, largest.indices, largest.values.masked_fill(~found, 0.0))
-    chosen_VFB = torch.zeros_like(pre_VFB, dtype=torch.bool).scatter_(1, largest.indices, found)
-    return z_VFB, chosen_VFB
+    def __init__(self, num_variants: int, *, rate: float, device: torch.device) -> None:
+        self._rate = rate
+        self.value_V = torch.full((num_variants,), torch.nan, dtype=torch.float64, device=device)
+        """NaN before the first step."""
+
+    def update(self, smallest_V: Tensor) -> None:
+        """Takes in the smallest activations that fired in one batch, (V,)."""
+        smallest_V = smallest_V.to(torch.float64)
+        moved_V = self.value_V + self._rate * (smallest_V - self.value_V)
+        self.value_V.copy_(torch.where(self.value_V.isnan(), smallest_V, moved_V))
+
+    def of(self, variant: int) -> float:
+        """The threshold of one variant, 0 before the first step."""
+        return float(self.value_V[variant].nan_to_num(0.0))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from train.steps.auxk import top_dead
 from train.steps.topk import (
+    RunningThreshold,
     keep_top_of_batch_,
     keep_top_of_rows_,
-    running_threshold,
     smallest_of_top,
     threshold_rate,
-    top_dead,
 )
 
 
@@ -55,9 +55,12 @@ def test_infinities_and_numbers_that_are_none_do_not_hang() -> None:
 
 
 def test_the_threshold_starts_at_its_first_value_and_moves_by_its_rate() -> None:
-    none, two, three = (torch.tensor([value], dtype=torch.float64) for value in (float("nan"), 2.0, 3.0))
-    assert running_threshold(none, two, rate=0.01).tolist() == [2.0]
-    assert running_threshold(two, three, rate=0.01).tolist() == pytest.approx([2.01])
+    threshold = RunningThreshold(1, rate=0.01, device=torch.device("cpu"))
+    assert threshold.of(0) == 0.0
+    threshold.update(torch.tensor([2.0]))
+    assert threshold.of(0) == 2.0
+    threshold.update(torch.tensor([3.0]))
+    assert threshold.of(0) == pytest.approx(2.01)
 
 
 def test_the_threshold_of_a_short_run_forgets_faster() -> None:
