@@ -2,6 +2,8 @@
 
 config.py     its settings, one record per benchmark
 run.py        the stage: one benchmark over all variants
+reuse.py      results that need no measuring
+set_up.py     the language model and text that benchmarks share
 subjects.py   the SAEs that are evaluated, and what a result depends on
 results.py    the file a benchmark leaves
 sae_bench.py  our artefact as a sae-bench SAE

@@ -193,6 +193,8 @@ def plain_statistics(sae: StoredSAE, context: BenchmarkContext, config: CoreConf
         counts += (latents > 0).sum(dim=0)
         least = torch.minimum(least, latents.amin(dim=0))
         most = torch.maximum(most, latents.amax(dim=0))
+    if num_rows == 0:
+        raise ValueError("expected held-out text with tokens other than BOS, EOS and padding, got none")
     variance_sum = square_sum - float(row_sum.square().sum()) / num_rows
     if variance_sum <= 0.0:
         raise ValueError(f"expected held-out activations that vary, got {num_rows} rows that are all the same")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from evaluate.benchmarks import core
 from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
@@ -72,7 +73,7 @@ def test_when_nothing_changed_the_language_model_is_not_even_loaded(
 ) -> None:
     evaluate_all("core")
     before = contents(study.results / "core")
-    monkeypatch.setattr("evaluate.run.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
+    monkeypatch.setattr("evaluate.set_up.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
     evaluate_all("core")
     assert contents(study.results / "core") == before
 
@@ -122,7 +123,7 @@ def test_a_renamed_variant_keeps_its_figures_under_the_new_name(
     old = read_result(study.results / "core" / "fixed-1.json")
     (study.models / "fixed-1").rename(study.root / "gone")
     add_sae("fixed-one", saes.random(2), settings={"kind": "fixed", "value": 1.0})
-    monkeypatch.setattr("evaluate.run.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
+    monkeypatch.setattr("evaluate.set_up.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
     evaluate_all("core")
     assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-one.json"]
     new = read_result(study.results / "core" / "fixed-one.json")
@@ -138,16 +139,47 @@ def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchma
     def failing(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
         measured.append(subject.variant)
         if subject.variant == "fixed-1" and len(measured) == 2:
-            raise ZeroDivisionError("float division by zero")
+            raise ValueError("expected enough text, got little")
         return measure(subject, config, context)
 
     monkeypatch.setattr(core, "measure", failing)
-    with pytest.raises(BenchmarkFailed, match="benchmark core failed on variant fixed-1: float division by zero"):
+    with pytest.raises(BenchmarkFailed, match="benchmark core failed on variant fixed-1: expected enough text, got"):
         evaluate_all("core")
     assert not (study.results / "core").exists()
     evaluate_all("core")
     assert measured == ["baseline", "fixed-1", "fixed-1"]
     assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_bug_in_a_benchmark_passes_as_it_is_and_what_is_finished_is_kept(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, measured = core.measure, []
+
+    def failing(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+        measured.append(subject.variant)
+        if measured == ["baseline", "fixed-1"]:
+            raise AttributeError("'Tensor' object has no attribute 'sun'")
+        return measure(subject, config, context)
+
+    monkeypatch.setattr(core, "measure", failing)
+    with pytest.raises(AttributeError, match="no attribute 'sun'"):
+        evaluate_all("core")
+    evaluate_all("core")
+    assert measured == ["baseline", "fixed-1", "fixed-1"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_running_out_of_the_gpus_memory_is_a_failure_that_says_what_to_do(
+    evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(core, "measure", failing)
+    with pytest.raises(BenchmarkFailed, match=r"core ran out of the GPU's memory on variant baseline. Lower its batch"):
+        evaluate_all("core")
 
 
 @pytest.mark.usefixtures("two_saes")
