@@ -8,6 +8,7 @@ kept apart under the digest of the code that made it, until the number is raised
 import ast
 import functools
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,27 @@ class CodeVersion:
     code_sha256: str
     """`code_digest` of the files, confirmed by hand: with this code, results are those of `number`."""
 
+    def identity(self, name: str) -> dict[str, int | str]:
+        """What a key of results holds of the version: its number as `name`, and the code where it was edited since."""
+        edited = self.edited()
+        return {name: self.number} if edited is None else {name: self.number, f"edited_code_of_{name}": edited}
+
     def edited(self) -> str | None:
         """The digest of the code as it is now, where it is not the confirmed one; else None."""
         now = code_digest(self.files)
         return None if now == self.code_sha256 else now
+
+
+def tell_if_edited(version: CodeVersion, *, stage: str, where: str) -> None:
+    """Says on stderr that results of the version as it was are not reused, and what to do about it."""
+    edited = version.edited()
+    if edited is not None:
+        print(
+            f"{stage}: the code that decides results was edited since version {version.number} was last confirmed in "
+            f"{where}: nothing that other code made is reused. Raise its number if results change, or confirm the code "
+            f"there with code_sha256={edited!r}",
+            file=sys.stderr,
+        )
 
 
 def python_files(names: tuple[str, ...]) -> list[Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from transformers import AutoConfig
 
+from compute.code_version import tell_if_edited
 from harvest.config import HarvestConfig
 from harvest.estimate import check_free_space, check_model_fits
 from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, packed_windows
@@ -38,6 +39,7 @@ def run(
     until the cache is complete. Raises ValueError (with what to do) for a model, text or setting that cannot be used,
     and `Busy` while another harvest runs.
     """
+    tell_if_edited(HARVEST_VERSION, stage="harvest", where="harvest/version.py")
     folder = resolve(model.name, model.revision)
     identity = identify(folder, model.name, model.revision)
     check_model_fits(config, identity, max_positions=AutoConfig.from_pretrained(folder).max_position_embeddings)
@@ -77,11 +79,15 @@ def run(
 def cache_spec(
     config: HarvestConfig, *, identity: ModelIdentity, lineage: dict[str, JsonValue], compute_dtype: str
 ) -> CacheSpec:
-    """Everything that decides the bytes of the cache, except how many of them there are."""
+    """Everything that decides the bytes of the cache, except how many of them there are.
+
+    Code that was edited since its version was confirmed is a part of it: shards of other code are other shards.
+    """
+    edited = HARVEST_VERSION.edited()
     return CacheSpec(
         model=identity,
         hooks=config.hooks,
-        text=lineage,
+        text=lineage if edited is None else {**lineage, "edited_harvest_code": edited},
         context_length=config.context_length,
         excluded_positions=("bos",),
         packing=PACKING,
@@ -91,7 +97,7 @@ def cache_spec(
         sequences_per_chunk=config.sequences_per_chunk,
         chunks_per_shard=config.chunks_per_shard,
         codec=config.codec,
-        harvest_version=HARVEST_VERSION,
+        harvest_version=HARVEST_VERSION.number,
     )
 
 

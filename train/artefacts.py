@@ -65,7 +65,7 @@ def save_group(
             "seed": variant.settings.seed,
             "num_steps": steps,
             "num_training_rows": steps * batch_rows,
-            "train_version": TRAIN_VERSION,
+            "train_version": TRAIN_VERSION.number,
             "variant": variant.own,
             "train": variant.shared,
             "final": final,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from compute.cluster import connect, workers_of
+from compute.code_version import tell_if_edited
 from compute.device import product_dtype
 from compute.memory import default_budget
 from store.atomic import read_json, replace_folder, write_json
@@ -34,6 +35,7 @@ from train.steps.memory import group_bytes
 from train.task import Task, TrainingResources, plan_run, stop_file, trained_folder
 from train.telemetry import check_sinks
 from train.variants import ResolvedVariant, resolve_variants
+from train.version import TRAIN_VERSION
 
 PLAN_FILE = "plan.json"
 
@@ -74,6 +76,7 @@ def run(
     """
     check_variant_names({check_variant_name(name): variant for name, variant in variants.items()})
     check_sinks(resources.sinks)
+    tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
     manifest = ActivationCache(cache).manifest
     plan_run(config, manifest)  # settings that do not fit the cache end here
     resolved = resolve_variants(

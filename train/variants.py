@@ -65,6 +65,8 @@ def resolve_variants(
     for name, variant in variants.items():
         settings = resolve(train, variant)
         own = relevant(settings)
-        key = digest({"train_version": TRAIN_VERSION, "cache": cache_digest, "train": shared, "variant": own})
+        key = digest(
+            {**TRAIN_VERSION.identity("train_version"), "cache": cache_digest, "train": shared, "variant": own}
+        )
         resolved.append(ResolvedVariant(name=name, settings=settings, key=key, own=own, shared=shared))
     return resolved

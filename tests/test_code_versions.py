@@ -1,0 +1,126 @@
+"""Code that decides results does not change without a word: its version is raised, or the change is confirmed.
+
+When a test here fails because of a digest: does the same input now give other results? Then raise `number`. If not (a
+rename, a faster way to the same bits), leave it. In both cases write the digest that the message gives into
+`code_sha256`, so that the next reader knows that somebody looked.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from compute.code_version import CodeVersion, code_digest, python_files, tell_if_edited
+from harvest.run import cache_spec
+from harvest.version import HARVEST_VERSION
+from language_model.load import identify, resolve
+from params import load_params
+from store.cache.spec import CacheSpec
+from tests.imports import ROOT, closure
+from train.variants import resolve_variants
+from train.version import TRAIN_VERSION
+
+VERSIONS: dict[str, tuple[CodeVersion, str]] = {
+    "harvest/version.py": (HARVEST_VERSION, "harvest/run.py"),
+    "train/version.py": (TRAIN_VERSION, "train/task.py"),
+}
+"""Where a version stands, and the file from which all that it speaks of is imported."""
+
+SHARED = {
+    "compute/code_version.py": "this very mechanism",
+    "store/atomic.py": "how files are put in place, not what is in them",
+    "store/errors.py": "words",
+    "store/files": "whatever it reads is compared with checksums",
+    "store/identity.py": "names and limits of fields; what is in them is part of every key",
+    "store/lease.py": "who may write, not what",
+    "store/record.py": "a change would change every key",
+    "store/record_file.py": "a record that is read is the one that was written, by its digest",
+}
+WAIVED = {
+    "harvest/version.py": SHARED
+    | {
+        "harvest/config.py": "settings are part of the spec",
+        "harvest/estimate.py": "refuses, or does not",
+        "harvest/version.py": "the version itself",
+        "language_model/config.py": "settings are part of the spec",
+        "store/care/dvc_versions.py": "where pieces are looked for; each is checked by its bytes",
+    },
+    "train/version.py": SHARED
+    | {
+        "store/cache": "what is read from a cache is checked against its manifest; order.py is in the list",
+        "compute/stop.py": "decides when a run stops, and it continues to the same bytes",
+        "train/checks.py": "refuses, or does not",
+        "train/telemetry.py": "shows what is logged elsewhere",
+        "train/tensorboard.py": "shows what is logged elsewhere",
+        "train/version.py": "the version itself",
+    },
+}
+"""Files that are imported and do not decide results, each with its reason."""
+
+
+@pytest.mark.parametrize("where", VERSIONS)
+def test_code_that_decides_results_is_what_was_confirmed_with_its_version(where: str) -> None:
+    version, _ = VERSIONS[where]
+    assert version.edited() is None, (
+        f"the code of version {version.number} in {where} was edited. Raise `number` there if the same input gives "
+        f"other results; in any case set code_sha256={code_digest(version.files)!r}"
+    )
+
+
+@pytest.mark.parametrize("where", VERSIONS)
+def test_every_file_that_a_result_comes_through_is_in_the_list_or_waived_with_a_reason(where: str) -> None:
+    version, start = VERSIONS[where]
+    listed = set(python_files(version.files))
+    waived = set(python_files(tuple(WAIVED[where])))
+    forgotten = sorted(map(str, closure([Path(start)]) - listed - waived))
+    assert not forgotten, f"{where} speaks of no {', '.join(forgotten)}: add them, or waive them here with a reason"
+
+
+@pytest.mark.parametrize("where", VERSIONS)
+def test_no_waiver_and_no_entry_is_left_over(where: str) -> None:
+    version, start = VERSIONS[where]
+    reached = closure([Path(start)])
+    for name in (*version.files, *WAIVED[where]):
+        assert reached & set(python_files((name,))), f"{name} is imported by nothing that {start} imports"
+
+
+@pytest.fixture
+def unlike() -> CodeVersion:
+    """A version whose code is not what was confirmed."""
+    return dataclasses.replace(TRAIN_VERSION, code_sha256="0" * 64)
+
+
+def test_variants_of_edited_code_have_keys_of_their_own(unlike: CodeVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(ROOT / "params.yaml")
+    train, variants = params.profile.train, params.variants
+    confirmed = [variant.key for variant in resolve_variants(train, variants, cache_digest="0" * 64)]
+    monkeypatch.setattr("train.variants.TRAIN_VERSION", unlike)
+    edited = [variant.key for variant in resolve_variants(train, variants, cache_digest="0" * 64)]
+    assert not set(confirmed) & set(edited)
+
+
+def test_a_cache_of_edited_code_is_another_cache(unlike: CodeVersion, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(ROOT / "params.yaml")
+    identity = identify(resolve("embedded", None), "embedded", None)
+
+    def spec() -> CacheSpec:
+        return cache_spec(params.profile.harvest, identity=identity, lineage={"kind": "a"}, compute_dtype="float32")
+
+    confirmed = spec()
+    assert confirmed.text == {"kind": "a"}
+    monkeypatch.setattr("harvest.run.HARVEST_VERSION", unlike)
+    assert spec().digest != confirmed.digest
+    assert spec().text == {"kind": "a", "edited_harvest_code": unlike.edited()}
+
+
+def test_a_stage_says_that_its_code_was_edited_and_what_to_do(
+    unlike: CodeVersion, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
+    assert capsys.readouterr().err == ""
+    tell_if_edited(unlike, stage="train", where="train/version.py")
+    told = capsys.readouterr().err
+    assert (
+        "train: the code that decides results was edited since version 2 was last confirmed in train/version.py" in told
+    )
+    assert f"code_sha256={unlike.edited()!r}" in told
