@@ -28,12 +28,8 @@ _TOP, _BOTTOM = 66, 366
 _VARIANCES, _DIFFERENCES = (48, 310), (376, 606)  # where the two charts begin and end
 _NAMES, _GAINS, _COSINES = 656, 836, 922  # of the labels: where names begin, and where numbers end
 _LABEL_HEIGHT = 20.0
-_COLOURS = {
-    "fixed": (1, 2, 3, 4),
-    "linear": (5,),
-    "learned": (6,),
-    "dual": (7,),
-}  # in order of appearance; 0 is no penalty
+# Of a kind's treatments in order; when they are used up, lines are dashed. Colour 0 is no penalty.
+_COLOURS = {"fixed": (1, 2, 3, 4), "linear": (5,), "learned": (6,), "dual": (7,)}
 _STYLE = """
 .paper { fill: #ffffff; stroke: #d0d7de; }
 text { font: 13px ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: #59636e; }
@@ -52,6 +48,9 @@ text { font-variant-numeric: tabular-nums; }
 .s1 { --series: #6cb6ff; } .s2 { --series: #218bff; } .s3 { --series: #0550ae; } .s4 { --series: #0a3069; }
 .s5 { --series: #bf8700; } .s6 { --series: #cf222e; } .s7 { --series: #1a7f37; }
 """
+
+
+_FIELDS = ("l1", "seed", "penalty", "mean_max_cosine", "lambda_at_end")
 
 
 @dataclass(frozen=True)
@@ -111,17 +110,7 @@ def treatments(results: Mapping[str, Any]) -> list[Treatment]:
             number = num_of_kind.setdefault(kind, 0)
             num_of_kind[kind] += 1
             colour, dashed = _COLOURS[kind][number % len(_COLOURS[kind])], number >= len(_COLOURS[kind])
-        saes = [
-            SAE(
-                l1=sae["l1"],
-                seed=sae["seed"],
-                penalty=sae["penalty"],
-                mean_max_cosine=sae["mean_max_cosine"],
-                lambda_at_end=sae["lambda_at_end"],
-                **sae["held_out"],
-            )
-            for sae in group
-        ]
+        saes = [SAE(**{field: sae[field] for field in _FIELDS}, **sae["held_out"]) for sae in group]
         found.append(Treatment(name, colour, dashed, saes))
     return found
 
@@ -215,9 +204,10 @@ def picture(results: Mapping[str, Any]) -> str:
     body = chart.text(
         16, 26, f"Explained variance of {num_saes} SAEs on {results['num_held_out_rows']:,} held-out rows", "label"
     )
-    lines = []
-    for treatment in found:
-        lines.append((treatment, [[(sae.l0, sae.explained_variance) for sae in treatment.at(l1)] for l1 in l1_values]))
+    lines = [
+        (treatment, [[(sae.l0, sae.explained_variance) for sae in treatment.at(l1)] for l1 in l1_values])
+        for treatment in found
+    ]
     body += _chart(lines, lines, *_VARIANCES, title="explained variance")[0]
     differences = []
     for treatment in found:
@@ -230,12 +220,11 @@ def picture(results: Mapping[str, Any]) -> str:
     body += drawn + _labels(ends, found[0])
     notes = (
         "Every dot is one SAE; lines join the means over seeds. Differences are interpolated between the three l1.",
-        f"* at L0 {_l0(found[0], L1):.0f}, the L0 without a penalty at l1 {L1:g}.",
-        "** cosine of a latent's direction and the nearest other one, mean over latents",
+        f"* at L0 {_l0(found[0], L1):.0f}, the L0 without a penalty at l1 {L1:g}. "
+        f"** cosine of a latent's direction and the nearest other one, mean over latents; l1 {L1:g}.",
     )
-    body += chart.text(16, _HEIGHT - 31, notes[0], "") + chart.text(
-        16, _HEIGHT - 13, f"{notes[1]} {notes[2]}; l1 {L1:g}.", ""
-    )
+    for number, note in enumerate(notes):
+        body += chart.text(16, _HEIGHT - 31 + 18 * number, note, "")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         f'role="img" aria-label="Explained variance against L0 for {len(found)} ways to set lambda">'
@@ -281,16 +270,12 @@ def _labels(ends: Sequence[tuple[float, float, Treatment]], reference: Treatment
         points = f"{end_x + 5:.1f},{end_y:.1f} {left},{at:.1f}"
         body += f'<polyline class="{chart.series_class(colour)} leader" points="{points}"/>'
         body += chart.line(swatch, level, (0.0, 1.0), (at, at), colour=colour, dashed=treatment.dashed)
-        gain = statistics.fmean(gains(treatment, reference, L1))
+        gain = f"{statistics.fmean(gains(treatment, reference, L1)):+.4f}".replace("-", "\N{MINUS SIGN}")
         cosine = statistics.fmean(sae.mean_max_cosine for sae in treatment.at(L1))
         body += chart.text(_NAMES, at + 4.5, treatment.name, "name")
-        body += chart.text(_GAINS, at + 4.5, "0" if treatment is reference else _signed(gain), "name end")
+        body += chart.text(_GAINS, at + 4.5, "0" if treatment is reference else gain, "name end")
         body += chart.text(_COSINES, at + 4.5, f"{cosine:.2f}", "name end")
     return body
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 def spread_out(heights: Sequence[float], top: float) -> list[float]:
