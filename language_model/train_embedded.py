@@ -166,9 +166,9 @@ def model_card(figures: dict[str, object], curve: list[dict[str, float]]) -> str
 
 A small language model of the Gemma-2 architecture (`Gemma2ForCausalLM`). It is small enough for git, so that the whole
 pipeline runs with no account and no network. `language_model/train_embedded.py` trains it from scratch on the sources
-of Python's standard library: code, docstrings and comments of the modules that `language_model/standard_library.py`
-lists. Whole files are held out; a digest of a file's text decides which. The model knows Python and some English, and
-nothing else. It is for trying interpretability tools, not for use as a language model.
+of Python's standard library: code, docstrings and comments of the modules listed in
+`language_model/standard_library.py`. Whole files are held out; a digest of a file's text decides which. The model knows
+Python and some English, and nothing else. It is for trying interpretability tools, not for use as a language model.
 
 | | |
 |---|---|
