@@ -197,7 +197,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def picture(results: Mapping[str, Any]) -> str:
-    """Two charts over L0: explained variance, and its difference to no penalty; a label per treatment at the right."""
+    """Two charts over L0: explained variance, and its difference from no penalty; a label per treatment at the right."""
     found = treatments(results)
     l1_values = _l1_values(found[0])
     num_saes = sum(len(treatment.saes) for treatment in found)
@@ -216,7 +216,7 @@ def picture(results: Mapping[str, Any]) -> str:
             for l1 in l1_values
         ]
         differences.append((treatment, [group for group in groups if group]))
-    drawn, ends = _chart(differences, lines, *_DIFFERENCES, title="difference to no penalty at equal L0")
+    drawn, ends = _chart(differences, lines, *_DIFFERENCES, title="difference from no penalty at equal L0")
     body += drawn + _labels(ends, found[0])
     notes = (
         "Every dot is one SAE; lines join the means over seeds. Differences are interpolated between the three l1.",
