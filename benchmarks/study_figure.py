@@ -197,7 +197,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def picture(results: Mapping[str, Any]) -> str:
-    """Two charts over L0: explained variance, and its difference from no penalty; a label per treatment at the right."""
+    """Two charts over L0: explained variance, and its difference from no penalty; treatments labelled at the right."""
     found = treatments(results)
     l1_values = _l1_values(found[0])
     num_saes = sum(len(treatment.saes) for treatment in found)
