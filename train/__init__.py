@@ -20,7 +20,6 @@ lambda_controller.py  the lambdas of all variants, side by side
 steps/                forward, backward and update of stacked SAEs
 metrics.py            what is logged
 telemetry.py          where a running training can be watched
-tensorboard.py        TensorBoard's event files
 checkpoint.py         all that a killed training needs
 artefacts.py          a trained group to SAE artefacts
 """

@@ -6,7 +6,6 @@ A file appears whole or not at all. The newest sound one counts: a damaged one i
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +14,13 @@ from typing import Literal
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from store.atomic import TEMPORARY_SUFFIX, write_bytes
+from store.atomic import TEMPORARY_SUFFIX, sync_file, sync_folder, temporary_neighbour
 from store.errors import DamagedFile, MismatchedCache
 from store.read.batches import Position
 from store.record import Record
-
-_DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-"""The dtypes that a checkpoint can hold, as safetensors spells them."""
 
 
 class CheckpointHead(Record):
@@ -51,9 +45,7 @@ def save_checkpoint(
 
     OSError where it cannot be written, such as on a full disk: the earlier ones are still there then.
     """
-    # Larger items first, then by name: every tensor is aligned in the file.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    on_host = {name: tensors[name].detach().cpu().contiguous() for name in order}
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     head = CheckpointHead(
         format="train-checkpoint/2",
         key=key,
@@ -62,11 +54,26 @@ def save_checkpoint(
         tensors_sha256=_tensors_sha256(on_host),
     )
     path = folder / f"checkpoint-{num_steps_done:012d}.safetensors"
-    # Written tensor by tensor: safetensors' own `save` would hold all of them in memory once more.
-    write_bytes(path, _header(head, on_host), *(_bytes_of(tensor) for tensor in on_host.values()))
+    _write(path, head, on_host)
     for old in checkpoints_in(folder)[num_kept:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def _write(path: Path, head: CheckpointHead, tensors: dict[str, Tensor]) -> None:
+    """Writes the file beside `path`, syncs it and gives it its name: `path` is whole or as it was before."""
+    temporary = temporary_neighbour(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"head": head.model_dump_json()})  # copies no tensor
+        sync_file(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(f"could not write {path}: {reason}. Free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def load_newest(folder: Path, *, key: str) -> tuple[CheckpointHead, dict[str, Tensor]] | None:
@@ -120,19 +127,3 @@ def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         running.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
         running.update(_bytes_of(tensors[name]))
     return running.hexdigest()
-
-
-def _header(head: CheckpointHead, tensors: Mapping[str, Tensor]) -> bytes:
-    """The first part of a safetensors file: its length in 8 bytes, then JSON padded to 8 bytes."""
-    entries: dict[str, object] = {"__metadata__": {"head": head.model_dump_json()}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

@@ -31,7 +31,7 @@ from train.config import (
 from train.dispatch import run_here, run_on_cluster
 from train.plan import plan_groups, plan_passes, spread
 from train.reuse import take_earlier
-from train.steps.memory import group_bytes
+from train.steps.make import group_bytes
 from train.task import Task, TrainingResources, plan_run, stop_file, trained_folder
 from train.telemetry import check_sinks
 from train.variants import ResolvedVariant, resolve_variants

@@ -4,16 +4,18 @@ None of it decides anything: the record that counts travels in the checkpoint an
 sink that cannot be written is named once and the training goes on.
 """
 
+import importlib
 import json
 import math
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from store.atomic import write_bytes
 from store.record import Record
-from train.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -71,15 +73,33 @@ def _lines_before(path: Path, first_step: int) -> bytes:
 
 
 class TensorBoard:
-    """One folder of event files per variant."""
+    """One folder of event files per variant.
+
+    tensorboardX's SummaryWriter is not used: it writes in a thread that dies of a full disk, after which the training
+    would wait for it without end. Its EventsWriter writes at once, and raises OSError here.
+    """
 
     def __init__(self, folder: Path, names: Sequence[str], *, first_step: int) -> None:
-        self._files = {name: EventFile(folder / name, first_step=first_step) for name in names}
+        """`first_step`: what earlier files of this folder hold from it on is marked void."""
+        from tensorboardX.event_file_writer import EventsWriter  # only here: most runs do without
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._files = {}
+        for name in names:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            # Every file needs its own name: one that is there would be overwritten.
+            self._files[name] = EventsWriter(str(folder / name / "events"), f".{os.getpid()}.{time.time_ns()}")
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._files[name].write_event(self._event(wall_time=time.time(), step=first_step, session_log=start))
+            self._files[name].flush()
 
     def write(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
         for name, line in lines.items():
-            values = {key: float(value) for key, value in line.items() if key != "step"}
-            self._files[name].write(int(line["step"]), values)
+            values = [self._summary.Value(tag=key, simple_value=value) for key, value in line.items() if key != "step"]
+            event = self._event(wall_time=time.time(), step=line["step"], summary=self._summary(value=values))
+            self._files[name].write_event(event)
+            self._files[name].flush()
 
     def close(self) -> None:
         for file in self._files.values():
@@ -132,13 +152,15 @@ class WeightsAndBiases:
 
 def check_sinks(sinks: MetricsSinks) -> None:
     """ValueError where what is asked for cannot be had here, before anything is trained."""
-    if sinks.wandb is not None:
-        try:
-            import wandb  # noqa: F401 - is it there?
-        except ImportError as error:
-            raise ValueError(
-                f"expected the package wandb for --wandb, found none ({error}). pip install wandb, or leave --wandb out"
-            ) from error
+    for flag, package, wanted in (("tensorboard", "tensorboardX", sinks.tensorboard), ("wandb", "wandb", sinks.wandb)):
+        if wanted is not None:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ValueError(
+                    f"expected the package {package} for --{flag}, found none ({error}). Run `pip install {package}`, "
+                    f"or leave --{flag} out"
+                ) from error
 
 
 class Telemetry:

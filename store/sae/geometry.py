@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BLOCK_ROWS = 1024  # rows of D per block of cosines: block x F floats live at once
+BLOCK_ROWS = 1024
+"""Rows of a block of cosines: block x F numbers live at once."""
 
 
 def unit_rows(W_dec: Tensor) -> Tensor:
@@ -26,8 +27,8 @@ def cosine_blocks(U: Tensor, others: Tensor | None = None) -> Iterator[tuple[int
     Both have rows of length 1. Without `others` they are those of `U` with itself, and a row has -2 with itself, which
     is less than any cosine.
     """
-    for start in range(0, len(U), _BLOCK_ROWS):
-        cosines = U[start : start + _BLOCK_ROWS] @ (U if others is None else others).T
+    for start in range(0, len(U), BLOCK_ROWS):
+        cosines = U[start : start + BLOCK_ROWS] @ (U if others is None else others).T
         if others is None:
             cosines.diagonal(offset=start).fill_(-2.0)
         yield start, cosines

@@ -1,5 +1,7 @@
 """Checkpoint files: what is in them, which are kept, which is used."""
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,7 @@ def test_a_checkpoint_of_another_training_is_refused_by_its_key(tmp_path: Path) 
     assert load_newest(tmp_path, key="0" * 64) is None
 
 
-def test_what_cannot_be_written_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
+def test_what_cannot_be_made_durable_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 5)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -80,6 +80,22 @@ def test_what_cannot_be_written_leaves_the_earlier_ones(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not write .*: No space left on device"):
+    with pytest.raises(OSError, match=r"could not write .*: No space left on device\. Free some space"):
         save(tmp_path, 10, num_kept=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_that_ends_early_leaves_the_earlier_ones(tmp_path: Path) -> None:
+    # The kernel refuses to let a file of this process grow beyond 600 bytes, as a full disk would.
+    save(tmp_path, 5)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"could not write .*checkpoint-000000000010\.safetensors: .*File too large.*"
+        ):
+            save(tmp_path, 10, num_kept=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -23,7 +23,7 @@ from store.sae.weights import decode, encode
 from train.checkpoint import load_checkpoint
 from train.config import VARIANTS, TrainConfig, VariantConfig
 from train.run import run
-from train.steps.memory import group_bytes
+from train.steps.make import group_bytes
 from train.task import TrainingResources
 from train.variants import resolve_variants
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
-from train.telemetry import JsonLines, MetricsSinks, Telemetry, open_telemetry
-from train.tensorboard import EventFile, event, framed, scalars
+from train.telemetry import JsonLines, MetricsSinks, Telemetry, TensorBoard, check_sinks, open_telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,28 +58,41 @@ def test_a_sink_that_cannot_be_written_is_named_once_and_left_out(capsys: pytest
     assert err == "train: no more metrics in the file: [Errno 28] No space left on device. The training goes on\n"
 
 
-def test_an_event_is_what_tensorboard_itself_writes() -> None:
-    # Bytes of RecordWriter and Event(wall_time=1.5, step=300, summary=(mse 2.5)) of tensorboard 2.20.0.
-    written = "1a00000000000000129bd82d09000000000000f83f10ac022a0c0a0a0a036d73651500002040c56bd272"
-    assert framed(event(1.5, 300, scalars({"mse": 2.5}))).hex() == written
-
-
-def test_an_event_file_begins_with_its_version_and_the_step_from_which_earlier_ones_are_void(tmp_path: Path) -> None:
-    file = EventFile(tmp_path / "baseline", first_step=20)
-    file.write(25, {"mse": 2.5})
-    file.close()
-    (path,) = (tmp_path / "baseline").iterdir()
-    assert path.name.startswith("events.out.tfevents.")
+def events_in(path: Path) -> list[event_pb2.Event]:
+    """The events of a file, whose frames are: length (8 bytes), checksum (4), event, checksum (4)."""
     data, events = path.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
-        events.append(data[12 : 12 + length])
+        assert data[8:12] == struct.pack("<I", masked_crc32c(data[:8]))
+        event = data[12 : 12 + length]
+        assert data[12 + length : 16 + length] == struct.pack("<I", masked_crc32c(event))
+        events.append(event_pb2.Event.FromString(event))
         data = data[16 + length :]
-    assert [found[9:] for found in events] == [
-        b"\x10\x00\x1a\x0dbrain.Event:2",
-        b"\x10\x14\x3a\x02\x08\x01",  # step 20, session log: start
-        b"\x10\x19" + scalars({"mse": 2.5}),
-    ]
+    return events
+
+
+def test_tensorboard_gets_the_scalars_of_every_variant_at_once(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path, ["a", "b"], first_step=0)
+    board.write({"a": {"step": 25, "mse": 2.5, "l0": 3.0}, "b": {"step": 25, "mse": 0.5}})
+    (path,) = (tmp_path / "a").iterdir()
+    assert path.name.startswith("events.out.tfevents.")
+    version, _, scalars = events_in(path)  # before it is closed
+    assert version.file_version == "brain.Event:2"
+    assert (scalars.step, {v.tag: v.simple_value for v in scalars.summary.value}) == (25, {"mse": 2.5, "l0": 3.0})
+    (other,) = (tmp_path / "b").iterdir()
+    assert [v.simple_value for v in events_in(other)[-1].summary.value] == [0.5]
+    board.close()
+
+
+def test_a_continued_training_marks_later_steps_of_earlier_event_files_void(tmp_path: Path) -> None:
+    TensorBoard(tmp_path, ["a"], first_step=0).close()
+    (first,) = (tmp_path / "a").iterdir()
+    kept = first.read_bytes()
+    TensorBoard(tmp_path, ["a"], first_step=20).close()
+    assert first.read_bytes() == kept
+    (second,) = set((tmp_path / "a").iterdir()) - {first}
+    start = events_in(second)[1]
+    assert (start.step, start.session_log.status) == (20, event_pb2.SessionLog.START)
 
 
 WANDB = """
@@ -102,10 +116,14 @@ def test_weights_and_biases_gets_one_run_per_variant(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 0 for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_a_missing_package_is_said_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.telemetry import check_sinks
-
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"expected the package wandb for --wandb, found none .* leave --wandb out"):
-        check_sinks(MetricsSinks(wandb="study"))
+@pytest.mark.parametrize(("flag", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
+def test_a_missing_package_is_said_before_anything_is_trained(
+    flag: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    message = (
+        rf"expected the package {package} for --{flag}, found none .* `pip install {package}`, or leave --{flag} out"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_sinks(MetricsSinks(**{flag: "study"}))
     check_sinks(MetricsSinks())

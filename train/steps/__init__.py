@@ -1,8 +1,7 @@
 """One step of stacked SAEs: weights (variants, latents, d_model), one shared batch.
 
 protocol.py    what a group needs of a step
-make.py        which step serves which kind of SAE
-memory.py      how much memory a group takes
+make.py        which step serves which kind of SAE, and how much memory a group takes
 input.py       rows of the store to the input of a step
 initialise.py  where the weights start
 analytic.py    relu, topk, batchtopk: hand-written backward

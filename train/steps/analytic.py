@@ -22,12 +22,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compute.device import product_dtype
 from store.sae.weights import SAEWeights
-from train.architectures import BatchTopK, TopK
+from train.architectures import AuxK, BatchTopK, ReLU, TopK
 from train.config import VariantSettings
 from train.steps.auxk import AuxKTerm, top_dead
 from train.steps.initialise import StackedWeights
-from train.steps.topk import THRESHOLD_RATE, RunningThreshold, keep_top_of_batch_, keep_top_of_rows_
+from train.steps.protocol import StepBytes
+from train.steps.topk import THRESHOLD_RATE, RunningThreshold, keep_top_of_batch_, keep_top_of_rows_, selection_bytes
 
 _CARRIERS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 3}
 _COLUMNS = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 8}  # 8 keeps bfloat16 rows aligned to 16 bytes
@@ -95,6 +97,27 @@ class AnalyticStep:
         selects = isinstance(settings[0].architecture, BatchTopK)
         self.buffers = {"threshold": self._threshold.value_V} if selects else {}
         """What lasts from step to step beside `parameters`."""
+
+    @classmethod
+    def num_bytes(
+        cls, settings: Sequence[VariantSettings], *, d_model: int, batch_rows: int, device: torch.device
+    ) -> StepBytes:
+        """About how much memory a step of these variants takes: see Step."""
+        V, F, B = len(settings), settings[0].d_sae, batch_rows
+        weight, product = 4, product_dtype(device).itemsize
+        K = d_model + _COLUMNS[product_dtype(device)]
+        auxk = settings[0].dead_latents if isinstance(settings[0].dead_latents, AuxK) else None
+        matrices = 2 * V * F * K
+        lasting = matrices * (2 * weight + (2 * product if product != weight else 0))
+        lasting += product * B * (K + V * K + (3 if auxk else 2) * V * F)
+        errors = V * d_model * B
+        passing = errors * (product + 8)  # squares, and as float64 for their sum
+        if auxk:  # z, where it is, and its gradient; the k largest and their places; the errors with z
+            passing += V * F * B * (2 * product + 1) + V * auxk.k * B * (product + 8) + errors * product
+            passing += selection_bytes(V * F * B, number_bytes=product, device=device)
+        if not isinstance(settings[0].architecture, ReLU):  # variant by variant
+            passing = max(passing, selection_bytes(F * B, number_bytes=product, device=device))
+        return StepBytes(lasting, passing)
 
     def compute(self, *, sparsity_V: Tensor, dead_VF: Tensor | None) -> None:
         """Activations, error and gradients of the batch in `input_DB`.

@@ -1,10 +1,11 @@
-"""Which stacked step serves which kind of SAE."""
+"""Which stacked step serves which kind of SAE, and how much memory a group takes."""
 
 from collections.abc import Sequence
 
 import torch
 
 from compute.device import product_dtype
+from store.sae.geometry import BLOCK_ROWS
 from train.architectures import FAST
 from train.config import VariantSettings, shape_key
 from train.steps.analytic import AnalyticStep
@@ -38,6 +39,26 @@ def make_step(
         device=device,
         decoder_length=FREE_LENGTH if settings[0].decoder_norm == "free" else 1.0,
     )
-    kind = AnalyticStep if isinstance(settings[0].architecture, FAST) else AutogradStep
     rate = THRESHOLD_RATE if num_steps is None else threshold_rate(num_steps)
-    return kind(weights, settings, batch_rows=batch_rows, product_dtype=product_dtype(device), threshold_rate=rate)
+    return step_class(settings)(
+        weights, settings, batch_rows=batch_rows, product_dtype=product_dtype(device), threshold_rate=rate
+    )
+
+
+def step_class(settings: Sequence[VariantSettings]) -> type[AnalyticStep] | type[AutogradStep]:
+    """The class of step that serves variants of one shape."""
+    return AnalyticStep if isinstance(settings[0].architecture, FAST) else AutogradStep
+
+
+def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows: int, device: torch.device) -> int:
+    """About how much memory a group of these variants needs while it trains, in bytes.
+
+    What lasts is what the step says, and Adam's two moments in float32. Beside it either the step computes a batch, or
+    the group a penalty or the cosines of a log record, block by block.
+    """
+    V, F, D = len(settings), settings[0].d_sae, d_model
+    step = step_class(settings).num_bytes(settings, d_model=D, batch_rows=batch_rows, device=device)
+    moments = 2 * 4 * 2 * V * F * (D + 2)
+    penalty = 4 * V * min(F, D) ** 2
+    cosines = 4 * (min(F, 2 * BLOCK_ROWS) * F + 2 * F * D)
+    return step.lasting + moments + max(step.passing, penalty, cosines)

@@ -56,6 +56,11 @@ def smallest_of_top(a_FB: Tensor, *, count: int) -> Tensor:
     return a_FB.flatten().topk(count, sorted=False).values.min()
 
 
+def selection_bytes(count: int, *, number_bytes: int, device: torch.device) -> int:
+    """Memory that choosing among `count` numbers takes: on a GPU a sorted copy and places, on a CPU none."""
+    return 0 if device.type == "cpu" else count * (number_bytes + 8)
+
+
 def _by_bits(numbers: Tensor) -> bool:
     return numbers.device.type == "cpu" and numbers.dtype == torch.float32 and numbers.is_contiguous()
 

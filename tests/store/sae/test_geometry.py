@@ -95,7 +95,7 @@ def test_duplicated_latents_are_seen_by_the_largest_cosine_not_by_the_mean() -> 
 def test_statistics_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     W_dec = random_decoder(50, 8)
     whole = decoder_geometry(W_dec)
-    monkeypatch.setattr("store.sae.geometry._BLOCK_ROWS", 7)
+    monkeypatch.setattr("store.sae.geometry.BLOCK_ROWS", 7)
     blocks = decoder_geometry(W_dec)
     torch.testing.assert_close(whole.max_cosine, blocks.max_cosine)
     assert whole.histogram_counts.tolist() == blocks.histogram_counts.tolist()
