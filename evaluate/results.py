@@ -14,7 +14,7 @@ from store.record import Record, digest
 
 
 class BenchmarkResult(Record):
-    """Figures of one benchmark on one variant, and the digest of everything that they depend on."""
+    """Metrics of one benchmark on one variant, and the digest of everything that they depend on."""
 
     format: Literal["result/1"]
     benchmark: str
@@ -22,7 +22,7 @@ class BenchmarkResult(Record):
     key: str
     """Digest of `inputs`: a result is reused exactly when it is the same."""
     inputs: dict[str, JsonValue]
-    """What the figures depend on: benchmark version and settings, SAE weights, held-out text, language model."""
+    """What the metrics depend on: benchmark version and settings, SAE weights, held-out text, language model."""
     metrics: dict[str, float]
     details: dict[str, JsonValue]
 

@@ -95,7 +95,7 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
         "Cosines between latents",
         "Nearest other latent",
         "How often latents fire",
-        "Do variants find the same latents?",
+        "Do variants learn the same latents?",
         "How the variants were trained",
         "The data",
         "Benchmarks",
@@ -113,7 +113,7 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
         "The learned lambda ended on the floor",
         "dead: this SAE is dead. L0 is 0 and 64 of 64 latents never fire on 65 held-out rows",
         "not at matched sparsity",
-        "One seed was trained per variant, so no figure here has a spread",
+        "One seed was trained per variant, so no metric here has a spread",
         "are not run yet",
     ):
         assert sentence in page.text
@@ -144,13 +144,13 @@ def test_the_compression_ratio_is_the_one_that_store_info_prints(
 def test_what_comes_from_files_is_escaped(
     study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], reported: Callable[..., Path]
 ) -> None:
-    hostile = "<script>alert('x')</script> & | *"
-    changed = {"penalty_scale": "sum", "lambda_regularizer": 0.1, "seed": 0, hostile: hostile}
+    markup = "<script>alert('x')</script> & | *"
+    changed = {"penalty_scale": "sum", "lambda_regularizer": 0.1, "seed": 0, markup: markup}
     add_sae("fixed-1", saes.random(1), settings={"kind": "fixed", "value": 1.0}, train=changed)
     source = reported().read_text()
     assert "<script>" not in source
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; | *" in source
-    assert report.markdown_text(hostile) == "\\<script\\>alert('x')\\</script\\> & \\| \\*"
+    assert report.markdown_text(markup) == "\\<script\\>alert('x')\\</script\\> & \\| \\*"
 
 
 def test_files_of_variants_that_are_not_asked_for_are_ignored(reported: Callable[..., Path]) -> None:
@@ -174,7 +174,7 @@ def test_several_seeds_get_a_table_of_means_and_spreads_and_their_own_baseline(
     assert "Up to 2 seeds were trained per variant" in page.text
 
 
-def test_a_diverged_variant_is_said_to_be_one_and_has_no_figures(
+def test_a_diverged_variant_is_said_to_be_one_and_has_no_metrics(
     study: SimpleNamespace,
     saes: SimpleNamespace,
     add_sae: Callable[..., None],
