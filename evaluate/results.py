@@ -34,6 +34,17 @@ class BenchmarkResult(Record):
             raise ValueError(f"expected at least one metric, all finite, got {self.metrics}")
         return self
 
+    def detail_numbers(self, name: str) -> list[float]:
+        """The list of numbers `name` of the details; a StoreError where there is none."""
+        found = self.details.get(name)
+        numbers = [value for value in found if isinstance(value, float | int)] if isinstance(found, list) else []
+        if not isinstance(found, list) or len(numbers) != len(found):
+            raise StoreError(
+                f"expected a list of numbers as details.{name} in the result of {self.benchmark} for {self.variant}, "
+                "found none. Remove the file and evaluate again"
+            )
+        return numbers
+
 
 def make_result(
     benchmark: Benchmark, variant: str, inputs: dict[str, Any], measurement: Measurement

@@ -75,7 +75,7 @@ def _trade_off(inputs: ReportInputs) -> tuple[Figure, Figure]:
 
 def _against_l0(inputs: ReportInputs, key: str, label: str, caption: str) -> Figure:
     metrics = inputs.metrics()
-    title, description = f"L0 against {label}", f"{label} against L0 for {', '.join(metrics)}"
+    title, description = f"{label[0].upper()}{label[1:]} against L0", f"{label} against L0 for {', '.join(metrics)}"
     if len(metrics) <= MOST_SHOWN:
         dots = {name: (values["core/l0"], values[key]) for name, values in metrics.items()}
         drawn = scatter(dots, x_label="L0", y_label=label, description=description)
@@ -147,7 +147,7 @@ def _excess(inputs: ReportInputs) -> Figure:
         bound = inputs.results["geometry"][name].metrics["lower_bound"]
         curves.append(Curve(steps, [max(value - bound, 0.0) for value in values], colour))
     return Figure(
-        "Excess of P over the bound",
+        "P minus its lower bound",
         "What the penalty could still remove. A straight line on this axis is an exponential fall.",
         Markup(
             over_training(curves, y_label="P - bound", description="P minus its lower bound over training", log=True)
@@ -180,8 +180,8 @@ def _bounds(inputs: ReportInputs) -> list[float]:
 def _cosines(inputs: ReportInputs) -> Figure:
     histograms = {}
     for name, result in inputs.results["geometry"].items():
-        counts = [int(count) for count in _numbers(result.details["histogram_counts"])]
-        histograms[name] = (_numbers(result.details["histogram_edges"]), counts)
+        counts = [int(count) for count in result.detail_numbers("histogram_counts")]
+        histograms[name] = (result.detail_numbers("histogram_edges"), counts)
     return Figure(
         "Cosines between latents",
         "All pairs of decoder directions. A penalty on cosines narrows the peak. The tails are near-duplicates and "
@@ -192,7 +192,7 @@ def _cosines(inputs: ReportInputs) -> Figure:
 
 
 def _max_cosines(inputs: ReportInputs) -> Figure:
-    samples = {name: _numbers(result.details["max_cosine"]) for name, result in inputs.results["geometry"].items()}
+    samples = {name: result.detail_numbers("max_cosine") for name, result in inputs.results["geometry"].items()}
     return Figure(
         "Nearest other latent",
         "Per latent, the largest cosine with another one. Values near 1 are features that are represented twice.",
@@ -220,7 +220,7 @@ def _firing(inputs: ReportInputs) -> Figure:
     samples: dict[str, list[float]] = {}
     notes: dict[str, str] = {}
     for name, result in inputs.results["core"].items():
-        counts = _numbers(result.details["firing_counts"])
+        counts = result.detail_numbers("firing_counts")
         num_rows = result.metrics["num_rows"]
         samples[name] = [count / num_rows for count in counts if count]
         notes[name] = f"{len(counts) - len(samples[name])} never"
@@ -238,8 +238,3 @@ def _firing(inputs: ReportInputs) -> Figure:
             )
         ),
     )
-
-
-def _numbers(value: object) -> Sequence[float]:
-    assert isinstance(value, list)
-    return value

@@ -72,7 +72,8 @@ def states_finding(cards: Sequence[SAECard]) -> Finding:
     for state, group in by_state.items():
         ends = [float(card.final["lambda"]) for card in group]
         names = f" ({listed([card.name for card in group])})" if len(group) <= FEW_NAMES else ""
-        parts.append(f"{len(group)} ended {state}, from {number(min(ends))} to {number(max(ends))}{names}")
+        where = "on their curves" if state == "on its curve" and len(group) > 1 else state
+        parts.append(f"{len(group)} ended {where}, from {number(min(ends))} to {number(max(ends))}{names}")
     moving = "still moving" in by_state
     text = f"Of {len(cards)} learned lambdas {listed(parts)}."
     if moving:

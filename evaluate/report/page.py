@@ -195,7 +195,10 @@ def training_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
         return ", ".join(dict.fromkeys(values))
 
     return [
-        ("Architecture", all_of([f"{card.architecture}, {card.d_model} to {card.d_sae} latents" for card in cards])),
+        (
+            "Architecture",
+            all_of([f"{card.architecture}, {card.d_model} channels to {card.d_sae} latents" for card in cards]),
+        ),
         ("Steps", all_of([f"{card.num_steps:,}" for card in cards])),
         ("Rows seen", all_of([f"{card.num_training_rows:,}" for card in cards])),
         ("Activation scale", all_of([f"{card.scale:.6g} (folded back into the weights)" for card in cards])),

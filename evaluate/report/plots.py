@@ -83,7 +83,7 @@ def strips(
 ) -> str:
     """One small histogram per variant above a common axis, its median marked; `notes` are written at the right."""
     all_values = [value for values in samples.values() for value in values]
-    height = TOP - 14 + _STRIP_HEIGHT * len(samples) + BOTTOM
+    height = TOP - 18 + _STRIP_HEIGHT * len(samples) + BOTTOM
     if not all_values:
         message = svg.text(WIDTH / 2, 40, "nothing to draw", "label middle")
         return svg.drawing(message, height=70, description=description)
@@ -91,7 +91,7 @@ def strips(
     edges = _edges(x)
     body = ""
     for colour, (name, values) in enumerate(samples.items()):
-        bottom = TOP - 14 + _STRIP_HEIGHT * (colour + 1)
+        bottom = TOP - 18 + _STRIP_HEIGHT * (colour + 1)
         counts = _histogram(values, edges, log=log)
         y = Scale(0.0, max(1.0, *counts), bottom, bottom - _STRIP_HEIGHT + 17)
         body += svg.area(x, y, edges, counts, colour=colour)

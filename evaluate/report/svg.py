@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 400
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 36
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
 NUM_COLOURS = 8
 _MAX_POINTS = 400
 

@@ -22,6 +22,7 @@ from evaluate.report.findings import (
 )
 from evaluate.report.inputs import ReportInputs
 from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
+from store.errors import StoreError
 from store.sae.artefact import SAECard
 
 FEW_LEARNED = 4
@@ -33,10 +34,7 @@ def findings(inputs: ReportInputs) -> list[Finding]:
     metrics, cards = inputs.metrics(), inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
     l0 = {name: values["core/l0"] for name, values in metrics.items()}
-    max_cosines = {
-        name: [float(value) for value in _numbers(result.details["max_cosine"])]
-        for name, result in inputs.results["geometry"].items()
-    }
+    max_cosines = {name: result.detail_numbers("max_cosine") for name, result in inputs.results["geometry"].items()}
     found = [diverged_finding(inputs.diverged)]
     found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
     found += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]
@@ -87,8 +85,7 @@ def learned_ends(cards: Mapping[str, SAECard]) -> list[dict[str, tuple[float, fl
     for name, card in cards.items():
         settings = card.variant["lambda"]
         if is_learned(card) and isinstance(settings, dict):
-            start = settings["start"]
-            assert isinstance(start, float | int)
+            start = _number(settings["start"], "lambda.start", card)
             by_settings.setdefault(digest_without_treatment(card), {})[name] = (
                 float(start),
                 float(card.final["lambda"]),
@@ -104,11 +101,10 @@ def is_learned(card: SAECard) -> bool:
 
 def regularization(card: SAECard) -> float:
     """c of the term c (log lambda)^2 that keeps a learned lambda near 1."""
-    value = all_settings(card)["lambda_regularizer"]
-    assert isinstance(value, float | int)
+    return _number(all_settings(card)["lambda_regularizer"], "lambda_regularizer", card)
+
+
+def _number(value: object, name: str, card: SAECard) -> float:
+    if not isinstance(value, float | int):
+        raise StoreError(f"expected a number as {name} in the card of {card.name}, got {value!r}. Train it again")
     return float(value)
-
-
-def _numbers(value: object) -> list[float]:
-    assert isinstance(value, list)
-    return value
