@@ -7,8 +7,8 @@ from store.record import digest
 from store.sae.artefact import SAECard
 
 BASELINE = "baseline"
-# Settings that are the treatment under study; two variants that agree in all others differ by the treatment alone.
 TREATMENT = ("lambda", "penalty", "penalty_scale", "lambda_regularizer", "lambda_lr")
+"""Settings that are under study; two variants that agree in all others differ by the treatment alone."""
 MOST_SHOWN = 12
 """The page draws at most so many variants one by one."""
 

@@ -102,8 +102,8 @@ def _inputs(
     benchmark: str, config: EvaluateConfig, files: Files, manifest: Manifest, cards: Mapping[str, SAECard]
 ) -> dict[str, dict[str, Any]]:
     """What the result of each variant must have been made from."""
-    entry, settings = BENCHMARKS[benchmark], getattr(config, benchmark)
-    assert isinstance(settings, Record)
+    entry = BENCHMARKS[benchmark]
+    settings: Record = getattr(config, benchmark)
     held_out = held_out_tokens(files, manifest, settings) if entry.needs_language_model else None
     return {
         name: result_inputs(entry, settings, card=card, manifest=manifest, held_out=held_out)

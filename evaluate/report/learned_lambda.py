@@ -64,7 +64,7 @@ def starts_finding(ends: Mapping[str, tuple[float, float]]) -> Finding | None:
 
 
 def states_finding(cards: Sequence[SAECard]) -> Finding:
-    """Where many learned lambdas ended, by state."""
+    """How many learned lambdas ended in which state."""
     by_state: dict[str, list[SAECard]] = {}
     for card in cards:
         by_state.setdefault(str(card.final.get("lambda_state")), []).append(card)

@@ -41,11 +41,11 @@ def over_training(
     x = fitted((step for curve in curves for step in curve.steps), LEFT, WIDTH - RIGHT, zero=True)
     y = fitted([*values, *(bound for bound, _ in bounds)], _PLOT_HEIGHT - BOTTOM, TOP, log=log)
     body = svg.axes(x, y, x_label="training step", y_label=y_label)
-    for bound, label in bounds:
-        if bound > 0 or not log:
-            body += svg.rule(x, y.at(bound), label)
     for curve in curves:
         body += svg.line(x, y, curve.steps, curve.values, colour=curve.colour, dashed=curve.dashed)
+    for bound, label in bounds:  # last, so that no curve crosses a label
+        if bound > 0 or not log:
+            body += svg.rule(x, y.at(bound), label)
     return svg.drawing(body, height=_PLOT_HEIGHT, description=description)
 
 

@@ -86,10 +86,7 @@ def learned_ends(cards: Mapping[str, SAECard]) -> list[dict[str, tuple[float, fl
         settings = card.variant["lambda"]
         if is_learned(card) and isinstance(settings, dict):
             start = _number(settings["start"], "lambda.start", card)
-            by_settings.setdefault(digest_without_treatment(card), {})[name] = (
-                float(start),
-                float(card.final["lambda"]),
-            )
+            by_settings.setdefault(digest_without_treatment(card), {})[name] = (start, float(card.final["lambda"]))
     return list(by_settings.values())
 
 
