@@ -274,5 +274,8 @@ def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, eval
     path.write_text(json.dumps(result | {"metrics": {}}))
     with pytest.raises(DamagedFile, match="expected at least one metric, all finite"):
         read_result(path)
+    path.write_text(json.dumps(result | {"metrics": result["metrics"] | {"speed": 1.0}}))
+    with pytest.raises(StoreError, match=r"metrics of geometry in .*baseline.json, but geometry/speed is unknown"):
+        read_result(path)
     evaluate_all("geometry")  # none of that is reused
     assert json.loads(path.read_text()) == result

@@ -208,7 +208,7 @@ def test_losses_of_a_bfloat16_language_model_are_not_rounded_to_bfloat16(
     assert metrics["l0"] == pytest.approx(float((states[counted] != 0).sum()) / 65, rel=1e-6)
 
 
-def test_a_metric_that_is_not_a_number_is_an_error_that_names_it(
+def test_metrics_that_are_not_finite_or_missing_are_errors_that_name_them(
     study: SimpleNamespace,
     context: BenchmarkContext,
     saes: SimpleNamespace,
@@ -221,6 +221,9 @@ def test_a_metric_that_is_not_a_number_is_an_error_that_names_it(
     broken |= {"model_behavior_preservation": {}, "model_performance_preservation": {}}
     monkeypatch.setattr(core, "run_evals", lambda *arguments, **keywords: (broken, {}))
     with pytest.raises(ValueError, match=r"expected finite metrics, got \{'l0': nan\}"):
+        measure(BENCHMARKS["core"], EvaluatedSAE("tested", weights, card), study.config.core, context)
+    broken["sparsity"]["l0"] = 1.0
+    with pytest.raises(ValueError, match="lists for core, but core/ce_loss_without_sae is missing, "):
         measure(BENCHMARKS["core"], EvaluatedSAE("tested", weights, card), study.config.core, context)
 
 
