@@ -1,6 +1,6 @@
 """A folder of trained SAEs that can be uploaded to a model hub: SAELens's files, ours, and a card in words and numbers.
 
-<output>/README.md              what these SAEs are; every figure comes from their cards
+<output>/README.md              what these SAEs are; every number comes from their cards
 <output>/<variant>/cfg.json, sae_weights.safetensors, card.json, log.jsonl
 """
 
@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluate.compare.treatments import all_settings, shared_and_own
+from evaluate.dependencies import diverged_at
 from store.atomic import replace_folder, write_bytes
 from store.errors import StoreError
 from store.sae.artefact import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, SAECard, load_sae
 
 README = "README.md"
-_FIGURES = {
+_COLUMNS = {  # of the table: what the card calls it -> what the table calls it, and how it is formatted
     "explained_variance": ("explained variance", ".4f"),
     "l0": ("L0", ".1f"),
     "mse": ("MSE", ".3f"),
     "dead_latents": ("dead latents", "d"),
     "lambda": ("final lambda", ".4g"),
     "penalty": ("P", ".4g"),
-    "penalty_lower_bound": ("least P", ".4g"),
+    "penalty_lower_bound": ("lower bound of P", ".4g"),
     "mean_max_cosine": ("mean max cosine", ".4f"),
 }
 
@@ -30,18 +32,25 @@ _FIGURES = {
 def run(
     models: Path, names: Sequence[str], *, output: Path, with_diverged: bool, license_id: str | None = None
 ) -> list[str]:
-    """Copies the SAEs `names` (all, where there are none) from `models` into the new folder `output`; their names.
+    """Copies the SAEs `names` from `models` into the new folder `output`, with a card; returns the names.
+
+    Args:
+        models: the folder of a folder per variant.
+        names: of the variants; all of them where there are none.
+        output: must be new or empty.
+        with_diverged: also copies SAEs whose training diverged, with a warning in the card.
+        license_id: for the card, such as mit.
 
     Raises:
-        ValueError: an SAE is not there, is damaged or diverged, or `output` holds something already.
+        ValueError: an SAE is not there, is damaged or diverged, or `output` is not empty.
     """
     wanted = list(names) or sorted(path.parent.name for path in models.glob(f"[!.]*/{CARD_FILE}"))
     if not wanted:
         raise StoreError(f"expected trained SAEs in {models}, found none. Run `dvc repro train`, or `dvc pull models`")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"expected {output} to be new or an empty folder, found something. Give another --output")
+        raise ValueError(f"expected {output} to be new or an empty folder, found files in it. Give another --output")
     cards = {name: load_sae(models / name)[1] for name in wanted}
-    diverged = [name for name, card in cards.items() if "diverged_at_step" in card.final]
+    diverged = [name for name, card in cards.items() if diverged_at(card) is not None]
     if diverged and not with_diverged:
         raise ValueError(
             f"expected SAEs that trained to the end, but {', '.join(diverged)} diverged. Name the others, or give "
@@ -67,13 +76,13 @@ def readme(cards: Mapping[str, SAECard], *, license_id: str | None) -> str:
         _introduction(cards),
         "## Use",
         _use(next(iter(cards)), first),
-        "## Figures",
-        figures_table(cards),
+        "## Metrics",
+        metrics_table(cards),
         "Explained variance, L0 and MSE are means over the last "
         f"{first.final.get('averaged_records', 'few')} log records, on training batches of rows scaled to a mean "
-        "squared length of d_model; the rest belongs to the final weights. P is the squared Frobenius norm of the Gram "
-        "matrix of the decoder's directions minus the identity. Each folder's log.jsonl has them over the whole "
-        "training.",
+        "squared length of d_model. The other metrics are those of the final weights. P is the squared Frobenius norm "
+        "of the Gram matrix of the decoder's directions minus the identity. Each folder's log.jsonl has the metrics "
+        "over the whole training.",
         "## Settings",
         settings_list(cards),
         "## Lineage",
@@ -93,16 +102,14 @@ def front_matter(card: SAECard, *, license_id: str | None) -> str:
 
 
 def _introduction(cards: Mapping[str, SAECard]) -> str:
-    card = max(cards.values(), key=lambda each: each.num_training_rows)  # one that diverged stopped early
+    card = max(cards.values(), key=lambda card: card.num_training_rows)  # one that diverged stopped early
     text = (
         f"Trained on the same {card.num_training_rows:,} rows of {card.d_model} channels in the same order, so that a "
         "difference between two of them that start from one seed is the treatment."
     )
-    diverged = {
-        name: card.final["diverged_at_step"] for name, card in cards.items() if "diverged_at_step" in card.final
-    }
-    for name, step in diverged.items():
-        text += f" **{name} diverged at step {step}: do not use it.**"
+    for name, card in cards.items():
+        if (step := diverged_at(card)) is not None:
+            text += f" **{name} diverged at step {step}: do not use it.**"
     return text
 
 
@@ -114,43 +121,28 @@ def _use(name: str, card: SAECard) -> str:
     )
 
 
-def figures_table(cards: Mapping[str, SAECard]) -> str:
-    """The final figures of every SAE."""
-    columns = [key for key in _FIGURES if any(key in card.final for card in cards.values())]
+def metrics_table(cards: Mapping[str, SAECard]) -> str:
+    """The final metrics of every SAE."""
+    columns = [key for key in _COLUMNS if any(key in card.final for card in cards.values())]
     lines = [
-        "| SAE | architecture | d_sae | " + " | ".join(_FIGURES[key][0] for key in columns) + " |",
+        "| SAE | architecture | d_sae | " + " | ".join(_COLUMNS[key][0] for key in columns) + " |",
         "|---|---|---:|" + "---:|" * len(columns),
     ]
     for name, card in cards.items():
-        cells = [_cell(card.final.get(key), _FIGURES[key][1]) for key in columns]
+        cells = [_cell(card.final.get(key), _COLUMNS[key][1]) for key in columns]
         lines.append(f"| {name} | {card.architecture} | {card.d_sae} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _cell(value: object, form: str) -> str:
-    if isinstance(value, int | float):
-        return format(value, form)
-    return ""
+    return format(value, form) if isinstance(value, int | float) else ""
 
 
 def settings_list(cards: Mapping[str, SAECard]) -> str:
-    """What all share, once, then what is a variant's own."""
-    everything = {name: {**card.train, **card.variant} for name, card in cards.items()}
-    first = next(iter(everything.values()))
-    shared = {
-        key: value
-        for key, value in first.items()
-        if all(each.get(key, _ABSENT) == value for each in everything.values())
-    }
-    lines = [f"* all: {_pairs(shared)}"]
-    for name, settings in everything.items():
-        own = {key: value for key, value in settings.items() if key not in shared}
-        if own:
-            lines.append(f"* {name}: {_pairs(own)}")
+    """The settings that all variants share, then those of a variant alone."""
+    shared, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
+    lines = [f"* all: {_pairs(shared)}", *(f"* {name}: {_pairs(settings)}" for name, settings in own.items())]
     return "\n".join(lines)
-
-
-_ABSENT = object()
 
 
 def _pairs(settings: Mapping[str, Any]) -> str:
@@ -159,13 +151,13 @@ def _pairs(settings: Mapping[str, Any]) -> str:
 
 def lineage(cards: Mapping[str, SAECard]) -> str:
     """Where the SAEs come from, by digests."""
-    card = next(iter(cards.values()))
-    model = card.model
+    first = next(iter(cards.values()))
+    model = first.model
     lines = [
         f"* language model: {model.name}{f', revision {model.revision}' if model.revision else ''}, weights SHA-256 "
         f"`{model.weights_sha256}`",
-        f"* activations: cache digest `{card.cache_digest}`, hook `{card.hook}`",
-        f"* training algorithm: version {card.train_version}",
-        *(f"* {name}: key `{each.key}`, weights SHA-256 `{each.weights_sha256}`" for name, each in cards.items()),
+        f"* activations: cache digest `{first.cache_digest}`, hook `{first.hook}`",
+        f"* training algorithm: version {first.train_version}",
+        *(f"* {name}: key `{card.key}`, weights SHA-256 `{card.weights_sha256}`" for name, card in cards.items()),
     ]
     return "\n".join(lines)

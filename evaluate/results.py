@@ -14,7 +14,7 @@ from store.record import Record, digest
 
 
 class BenchmarkResult(Record):
-    """Figures of one benchmark on one variant, and the digest of everything that they depend on."""
+    """Metrics of one benchmark on one variant, and the digest of everything that they depend on."""
 
     format: Literal["result/1"]
     benchmark: str
@@ -22,7 +22,7 @@ class BenchmarkResult(Record):
     key: str
     """Digest of `inputs`: a result is reused exactly when it is the same."""
     inputs: dict[str, JsonValue]
-    """What the figures depend on: benchmark version and settings, SAE weights, held-out text, language model."""
+    """What the metrics depend on: benchmark version and settings, SAE weights, held-out text, language model."""
     metrics: dict[str, float]
     details: dict[str, JsonValue]
 
@@ -33,6 +33,17 @@ class BenchmarkResult(Record):
         if not self.metrics or not all(math.isfinite(value) for value in self.metrics.values()):
             raise ValueError(f"expected at least one metric, all finite, got {self.metrics}")
         return self
+
+    def detail_numbers(self, name: str) -> list[float]:
+        """The list of numbers `name` of the details; a StoreError where there is none."""
+        found = self.details.get(name)
+        numbers = [value for value in found if isinstance(value, float | int)] if isinstance(found, list) else []
+        if not isinstance(found, list) or len(numbers) != len(found):
+            raise StoreError(
+                f"expected a list of numbers as details.{name} in the result of {self.benchmark} for {self.variant}, "
+                "found none. Remove the file and evaluate again"
+            )
+        return numbers
 
 
 def make_result(

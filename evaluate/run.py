@@ -14,10 +14,10 @@ from tqdm import tqdm
 from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE
 from evaluate.benchmarks.registry import BENCHMARKS, Benchmark, measure
 from evaluate.config import EvaluateConfig
+from evaluate.dependencies import all_cards, diverged_at, held_out_tokens, result_inputs
 from evaluate.results import make_result, write_result
 from evaluate.reuse import remove_outdated, take_earlier, without_result
 from evaluate.set_up import set_up
-from evaluate.subjects import all_cards, diverged_at, held_out_tokens, result_inputs
 from language_model.config import LanguageModelConfig
 from store.atomic import replace_folder
 from store.cache.manifest import load_manifest

@@ -15,7 +15,7 @@ from store.sae.weights import SAEWeights
 
 @dataclass(frozen=True)
 class EvaluatedSAE:
-    """The SAE under test."""
+    """The SAE that a benchmark measures."""
 
     variant: str
     weights: SAEWeights
@@ -24,14 +24,14 @@ class EvaluatedSAE:
 
 @dataclass(frozen=True)
 class BenchmarkContext:
-    """What benchmarks need beside the SAE: the language model and text that training never saw. Set up once."""
+    """What benchmarks need besides the SAE: the language model and text that training never saw. Set up once."""
 
     bridge: Any
     """The language model as a transformer_lens TransformerBridge."""
     tokens: NDArray[np.uint32]
     """Held-out sequences, (sequences, context), each beginning with BOS."""
     ignored_token_ids: frozenset[int]
-    """BOS, EOS and padding: positions that SAEs were not trained on and that no figure counts."""
+    """BOS, EOS and padding: positions that SAEs were not trained on and that no metric counts."""
     device: torch.device
     on_batch: Callable[[], object]
     """Called after every batch, for the progress bar."""
@@ -39,9 +39,9 @@ class BenchmarkContext:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a benchmark found out about one SAE."""
+    """What a benchmark measured on one SAE."""
 
     metrics: dict[str, float]
-    """The figures that are compared between variants; all finite."""
+    """The numbers that are compared between variants; all finite."""
     details: dict[str, JsonValue] = field(default_factory=dict)
-    """Distributions, the benchmark library's own output, and how the figures were made."""
+    """Distributions, the benchmark library's own output, and how the metrics were computed."""

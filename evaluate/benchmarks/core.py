@@ -4,9 +4,9 @@
 It is called twice, once for the language model's loss and once for sparsity, so that both begin at the first held-out
 sequence: its reset between the two parts does not rewind the text.
 
-Three figures of sae-bench 0.6.0 are replaced by a plain float64 pass over the same rows, and kept in `details`:
+Three metrics of sae-bench 0.6.0 are replaced by a plain float64 pass over the same rows, and kept in `details`:
 
-* explained_variance there is measured about zero and not about the mean (SAELens issue 659, mended there since): an SAE
+* explained_variance there is measured about zero and not about the mean (SAELens issue 659, fixed there since): an SAE
   that outputs the mean activation would score near 1. Here it is 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2.
 * mse there is divided by the number of rows in a batch (SAELens pull request 711). Here it is the mean of
   ||x - x_hat||^2 over rows, in the units of the raw activations.
@@ -37,23 +37,23 @@ from evaluate.sae_bench import StoredSAE, to_sae_bench
 
 
 def num_batches(config: CoreConfig) -> int:
-    """Batches that one SAE takes, for the progress bar: loss, sparsity, and the plain pass over the latter."""
+    """Batches that one SAE takes, for the progress bar: loss, sparsity, and the plain pass over the sparsity text."""
     return (config.num_reconstruction_sequences + 2 * config.num_sparsity_sequences) // config.batch_sequences
 
 
-def measure(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
     """Runs the SAE in the language model. Positions of BOS, EOS and padding keep their activations and never count.
 
     Metrics: explained_variance, mse, cosine_similarity, l0, l1, l2_ratio, num_dead_latents, fraction_dead_latents,
     num_constant_latents, num_rows; ce_loss_without_sae, ce_loss_with_sae, ce_loss_with_ablation (the hook set to zero
-    everywhere), ce_loss_score = (ablation - with) / (ablation - without), and the three kl_div figures alike.
+    everywhere), ce_loss_score = (ablation - with) / (ablation - without), and the three kl_div metrics alike.
     Cross-entropies are nats per token.
     """
     assert context is not None
-    sae = to_sae_bench(subject.weights, subject.card, device=context.device)
-    loss = _sae_bench(sae, context, config, part="loss")
-    rows = _sae_bench(sae, context, config, part="rows")
-    plain = plain_statistics(sae, context, config)
+    adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
+    loss = _sae_bench(adapted, context, config, part="loss")
+    rows = _sae_bench(adapted, context, config, part="rows")
+    plain = plain_statistics(adapted, context, config)
     behaviour, performance = loss["model_behavior_preservation"], loss["model_performance_preservation"]
     num_dead = int((plain.firing_counts == 0).sum())
     return Measurement(
@@ -227,7 +227,7 @@ def _batches(tokens: NDArray[np.uint32], batch_sequences: int) -> Iterator[NDArr
 
 
 def _json(groups: dict[str, dict[str, dict[str, float]]]) -> JsonValue:
-    """sae-bench's figures as JSON: one that is not a number (a ratio of zeros) becomes null."""
+    """sae-bench's metrics as JSON: one that is not a number (a ratio of zeros) becomes null."""
     return {
         part: {
             group: {name: value if math.isfinite(value) else None for name, value in values.items()}

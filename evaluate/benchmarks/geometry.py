@@ -4,7 +4,7 @@ from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurem
 from evaluate.config import GeometryConfig
 from store.sae.geometry import decoder_geometry
 
-_DIGITS = 6  # of the per-latent cosines: finer than any difference a picture or a table shows
+_DIGITS = 6  # of the per-latent cosines: finer than any difference that a figure or a table shows
 
 
 def num_batches(config: GeometryConfig) -> int:
@@ -13,14 +13,14 @@ def num_batches(config: GeometryConfig) -> int:
     return 1
 
 
-def measure(subject: EvaluatedSAE, config: GeometryConfig, context: BenchmarkContext | None) -> Measurement:
+def measure(sae: EvaluatedSAE, config: GeometryConfig, context: BenchmarkContext | None) -> Measurement:
     """Statistics of `W_dec` (F, d), as defined in store/sae/geometry.py.
 
     Metrics: penalty (P), lower_bound, excess, mean_abs_cosine, mean_max_cosine, largest_cosine, effective_rank.
     Details: max_cosine per latent (F), histogram_counts (num_bins) of unordered pairs and histogram_edges.
     """
     del context
-    geometry = decoder_geometry(subject.weights.W_dec, num_bins=config.num_bins)
+    geometry = decoder_geometry(sae.weights.W_dec, num_bins=config.num_bins)
     return Measurement(
         metrics={
             "penalty": geometry.penalty,

@@ -1,8 +1,8 @@
-"""The benchmarks: those that run, and those that this version does not run yet, with what each of them measures.
+"""The benchmarks that run, those that do not run yet, and what they measure.
 
-A benchmark is one module with a function `measure(subject, config, context) -> Measurement`, one entry in
-`BENCHMARKS`, and one field of the same name in `EvaluateConfig`. Modules are imported when they are needed, because
-sae-bench takes many seconds to import and the report needs none of it.
+A benchmark is one module with the functions `num_batches(config) -> int` and `measure(sae, config, context) ->
+Measurement`, one entry in `BENCHMARKS`, and one field of the same name in `EvaluateConfig`. Modules are imported when
+they are needed, because sae-bench takes many seconds to import and the report needs none of it.
 """
 
 import importlib
@@ -22,7 +22,7 @@ class Benchmark:
     name: str
     module: str
     version: int
-    """Raised by hand when the same inputs give other figures: results of other versions are not reused."""
+    """Raised by hand when the same inputs give other metrics: results of other versions are not reused."""
     needs_language_model: bool
     metrics: tuple[str, ...]
     """Their names in its results. Where results of several benchmarks meet they are `<benchmark>/<metric>`."""
@@ -31,7 +31,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class PlannedBenchmark:
-    """A benchmark of the study that this version does not run."""
+    """A benchmark of sae-bench 0.6.0 that this version does not run."""
 
     name: str
     measures: str
@@ -88,29 +88,34 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
+    PlannedBenchmark("sparse_probing", "Whether 1 to 50 latents suffice to classify texts of eight data sets."),
     PlannedBenchmark(
-        "sparse_probing", "Whether a handful of latents (1 to 50) suffice to tell apart the classes of eight data sets."
-    ),
-    PlannedBenchmark(
-        "autointerp", "Whether a judge model, given an explanation of a latent, can tell where that latent fires."
-    ),
-    PlannedBenchmark(
-        "absorption",
-        "How often a specific latent swallows part of a general one (first letters of words). Lower is better.",
+        "autointerp",
+        "Whether a judge model that is given an explanation of a latent can predict on which texts the latent fires.",
     ),
     PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
-    PlannedBenchmark("tpp", "Whether ablating a few latents harms one class probe and leaves the others alone."),
-    PlannedBenchmark("ravel", "Whether one attribute of an entity can be patched through latents, others unmoved."),
+    PlannedBenchmark("tpp", "Whether ablating a few latents harms the probe of one class and no other probe."),
+    PlannedBenchmark(
+        "absorption",
+        "How often a latent for a first letter does not fire because a more specific latent fires. Lower is better.",
+    ),
+    PlannedBenchmark("ravel", "Whether patching latents changes one attribute of an entity and leaves the others."),
     PlannedBenchmark("unlearning", "Whether clamping latents removes knowledge of one topic and keeps the rest."),
-    PlannedBenchmark("sae_probes", "Probes on latents against probes on raw activations, on over a hundred tasks."),
+    PlannedBenchmark(
+        "sparse_probing_sae_probes",
+        "Accuracy of sparse probes on latents in over 140 classification tasks (the package sae-probes).",
+    ),
+    PlannedBenchmark(
+        "meta_structure",
+        "How much of the variance of the decoder directions a second, smaller SAE trained on them explains.",
+    ),
+    PlannedBenchmark("mdl", "How many bits the latents of a row take when they are binned, and what binning costs."),
 )
 
 
-def measure(
-    benchmark: Benchmark, subject: EvaluatedSAE, config: Record, context: BenchmarkContext | None
-) -> Measurement:
+def measure(benchmark: Benchmark, sae: EvaluatedSAE, config: Record, context: BenchmarkContext | None) -> Measurement:
     """Runs `benchmark` on one SAE; a ValueError names metrics that are not finite, missing or unknown."""
-    measurement: Measurement = importlib.import_module(benchmark.module).measure(subject, config, context)
+    measurement: Measurement = importlib.import_module(benchmark.module).measure(sae, config, context)
     broken = {name: value for name, value in measurement.metrics.items() if not np.isfinite(value)}
     if broken:
         raise ValueError(f"expected finite metrics, got {broken}. Nothing was recorded")

@@ -1,4 +1,4 @@
-"""Variants compared with each other: pure functions of cards, figures and decoders.
+"""Variants compared with each other: pure functions of cards, metrics and decoders.
 
 treatments.py      what was done to a variant, and what it is compared with
 seeds.py           means and spread over seeds

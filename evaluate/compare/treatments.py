@@ -7,10 +7,10 @@ from store.record import digest
 from store.sae.artefact import SAECard
 
 BASELINE = "baseline"
-# Settings that are the treatment under study; two variants that agree in all others differ by the treatment alone.
 TREATMENT = ("lambda", "penalty", "penalty_scale", "lambda_regularizer", "lambda_lr")
-MANY = 12
-"""Above this number of variants the page draws some of them, and its sentences count instead of naming all."""
+"""Settings that are under study; two variants that agree in all others differ by the treatment alone."""
+MOST_SHOWN = 12
+"""The page draws at most so many variants one by one."""
 
 
 def all_settings(card: SAECard) -> dict[str, Any]:
@@ -18,16 +18,31 @@ def all_settings(card: SAECard) -> dict[str, Any]:
     return {**card.train, **card.variant}
 
 
+def shared_and_own(
+    settings: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Settings that all variants share, and the rest by variant. Lambda is always a variant's own."""
+    first, *others = settings.values()
+    shared = {
+        key: value
+        for key, value in first.items()
+        if key != "lambda" and all(key in other and other[key] == value for other in others)
+    }
+    own = {
+        name: {key: value for key, value in values.items() if key not in shared} for name, values in settings.items()
+    }
+    return shared, own
+
+
 def treatment(card: SAECard) -> str:
-    """Identity of what was done to a variant, whatever its seed: variants that share it differ by seed alone."""
+    """Digest of all settings but the seed: variants that share it differ by seed alone."""
     settings = {key: value for key, value in all_settings(card).items() if key != "seed"}
     return digest({"settings": settings, "hook": card.hook, "d_sae": card.d_sae})
 
 
-def untreated(card: SAECard, *but: str) -> str:
-    """Identity of all settings that are no `TREATMENT`, and none of `but`."""
-    left_out = (*TREATMENT, *but)
-    settings = {key: value for key, value in all_settings(card).items() if key not in left_out}
+def digest_without_treatment(card: SAECard) -> str:
+    """Digest of all settings that are not the `TREATMENT`, the seed included."""
+    settings = {key: value for key, value in all_settings(card).items() if key not in TREATMENT}
     return digest({"settings": settings, "hook": card.hook, "d_sae": card.d_sae})
 
 
@@ -39,10 +54,13 @@ def baseline_of(variant: str, cards: Mapping[str, SAECard]) -> str | None:
     if BASELINE not in cards:
         return None
     card, base = cards[variant], cards[BASELINE]
-    plain = [name for name, each in cards.items() if each.variant["lambda"] == base.variant["lambda"]]
-    alike = [name for name in plain if untreated(cards[name]) == untreated(card)]
-    same_seed = [name for name in plain if cards[name].seed == card.seed and treatment(cards[name]) == treatment(base)]
-    return next(iter([*alike, *same_seed, BASELINE]))
+    baselines = {name: other for name, other in cards.items() if other.variant["lambda"] == base.variant["lambda"]}
+    settings = digest_without_treatment(card)
+    same_settings = [name for name, other in baselines.items() if digest_without_treatment(other) == settings]
+    same_seed = [
+        name for name, other in baselines.items() if other.seed == card.seed and treatment(other) == treatment(base)
+    ]
+    return [*same_settings, *same_seed, BASELINE][0]
 
 
 def families(cards: Mapping[str, SAECard]) -> dict[str, list[str]]:
@@ -58,10 +76,13 @@ def families(cards: Mapping[str, SAECard]) -> dict[str, list[str]]:
 
 
 def shown_in_full(cards: Mapping[str, SAECard]) -> list[str]:
-    """The variants that curves and matrices show: all of a few; of many, those that differ from the baseline by the
-    treatment alone, and at most `MANY`."""
-    if len(cards) <= MANY:
+    """The variants that curves and matrices show, at most `MOST_SHOWN`.
+
+    Where there are more, those that differ from the baseline by the treatment alone.
+    """
+    if len(cards) <= MOST_SHOWN:
         return list(cards)
     reference = cards.get(BASELINE) or next(iter(cards.values()))
-    alike = [name for name, card in cards.items() if untreated(card) == untreated(reference)]
-    return (alike if len(alike) > 1 else list(cards))[:MANY]
+    settings = digest_without_treatment(reference)
+    same_settings = [name for name, card in cards.items() if digest_without_treatment(card) == settings]
+    return (same_settings if len(same_settings) > 1 else list(cards))[:MOST_SHOWN]

@@ -1,4 +1,4 @@
-"""The sentences of the report: what happened, in words, from the figures. Pure functions."""
+"""The sentences of the report: what happened, in words, from the metrics. Pure functions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ Kind = Literal["warning", "result", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence or a few; a warning changes how the figures may be read."""
+    """One sentence or a few; a warning changes how the metrics may be read."""
 
     kind: Kind
     text: str
@@ -37,13 +37,13 @@ def dead_finding(name: str, *, d_sae: int, metrics: Mapping[str, float]) -> Find
         return Finding(
             "warning",
             f"{name}: this SAE is dead. L0 is {number(metrics['core/l0'])} and {num_dead} of {d_sae} latents never "
-            f"fire on {rows}; its output is its bias, whatever it reads. Its other figures describe that bias.",
+            f"fire on {rows}; its output is its bias for every input. Its other metrics describe that bias.",
         )
     if num_constant == d_sae:
         return Finding(
             "warning",
-            f"{name}: this SAE is dead. All {d_sae} latents are constant on {rows}, so nothing that it reads reaches "
-            "its output.",
+            f"{name}: this SAE is dead. All {d_sae} latents are constant on {rows}, so its output does not depend on "
+            "its input.",
         )
     if num_dead > MOSTLY_DEAD * d_sae:
         return Finding(
@@ -59,8 +59,8 @@ def diverged_finding(diverged: Mapping[str, int]) -> Finding | None:
     parts = [f"{name} at step {step}" for name, step in diverged.items()]
     return Finding(
         "warning",
-        f"Diverged in training: {listed(parts)}. Their loss or weights stopped being finite; they have no figures and "
-        "are in no table or picture. Lower their lr, l1 or lambda.",
+        f"Diverged in training: {listed(parts)}. Their loss or weights stopped being finite; they have no metrics and "
+        "are in no table or figure. Lower their lr, l1 or lambda.",
     )
 
 
@@ -86,8 +86,8 @@ def sparsity_finding(l0: Mapping[str, float], reference: Mapping[str, str | None
     return Finding(
         "warning",
         f"L0 differs from the baseline's ({base}) by more than {MATCHED_L0_WITHIN:.0%} in {listed(parts)}: comparisons "
-        "with the baseline are not at matched sparsity there, and a gain or loss in reconstruction may be the "
-        "sparsity's doing rather than the penalty's.",
+        "with the baseline are not at matched sparsity there. A better or worse reconstruction may come from the "
+        "sparsity and not from the penalty.",
     )
 
 
@@ -99,12 +99,12 @@ def baseline_sparsity_finding(l0: float) -> Finding | None:
     return Finding(
         "warning",
         f"The baseline's L0 is {number(l0)}, outside the {low:.0f} to {high:.0f} in which SAEs are usually studied. "
-        f"{'Raise' if l0 > high else 'Lower'} l1 before reading much into the rest.",
+        f"{'Raise' if l0 > high else 'Lower'} l1 before drawing conclusions from the rest.",
     )
 
 
 def reconstruction_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding:
-    """Which variant is best on the language model's loss, with the loss it stands on."""
+    """Which variant is best on the language model's loss, with the losses behind the score."""
     winners = best("core/ce_loss_score", metrics)
     top = metrics[winners[0]]
     text = (
@@ -129,7 +129,7 @@ def loss_gap_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding | No
     return Finding(
         "warning",
         f"The language model's cross-entropy changes by {number(gap)} nats when this activation is set to zero. CE "
-        "recovered divides by that, so it means little here: read KL and explained variance.",
+        "recovered divides by that number, so it means little here: use KL and explained variance.",
     )
 
 
@@ -140,7 +140,7 @@ def trade_finding(metrics: Mapping[str, Mapping[str, float]], reference: Mapping
     if other is None:
         return None
     if other == name:
-        return Finding("result", f"No push made the nearest other latent more distant than it is in {name}.")
+        return Finding("result", f"No penalty gave a lower mean cosine with the nearest other latent than {name} has.")
     found, base = metrics[name], metrics[other]
     cosines = [values["geometry/mean_max_cosine"] for values in (found, base)]
     variances = [values["core/explained_variance"] for values in (found, base)]
@@ -169,7 +169,7 @@ def geometry_finding(metrics: Mapping[str, Mapping[str, float]], max_cosines: Ma
         text += f" Latents with a near-duplicate (cosine above {NEAR_DUPLICATE_COSINE}): {counts}."
         hidden = [name for name in reached if duplicates[name]]
         if hidden:
-            text += f" In {listed(hidden)} P is at its bound all the same: P does not see them."
+            text += f" In {listed(hidden)} P is at its bound nevertheless: P does not see them."
     else:
         text += f" No latent has a near-duplicate (cosine above {NEAR_DUPLICATE_COSINE})."
     return Finding("result", text)
@@ -182,14 +182,14 @@ def at_bound(values: Mapping[str, float]) -> bool:
 
 
 def seeds_finding(groups: Iterable[SeedGroup]) -> Finding:
-    """Says honestly what the seeds allow one to conclude."""
+    """Says what can be concluded from the number of seeds."""
     groups = list(groups)
     num_seeds = max(len(group.seeds) for group in groups)
     if num_seeds == 1:
         return Finding(
             "note",
-            "One seed was trained per variant, so no figure here has a spread: a small difference may be chance. Train "
-            "several seeds before concluding anything from one.",
+            "One seed was trained per variant, so no metric here has a spread: a small difference may be chance. Train "
+            "several seeds before drawing conclusions from it.",
         )
     single = [name for group in groups if len(group.seeds) == 1 for name in group.variants]
     text = f"Up to {num_seeds} seeds were trained per variant; the table over seeds gives means and their spread."

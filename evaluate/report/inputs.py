@@ -1,4 +1,4 @@
-"""What the report stands on: every card, log, result and decoder, checked to belong together before it is written."""
+"""What the report is made from: cards, logs, results and decoders, checked to belong together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import EvaluateConfig
+from evaluate.dependencies import diverged_at, fitting_card, held_out_tokens, result_inputs
 from evaluate.results import BenchmarkResult, read_result, result_path
-from evaluate.subjects import diverged_at, fitting_card, held_out_tokens, result_inputs
 from store.cache.manifest import Manifest, load_manifest
 from store.errors import StoreError
 from store.files.open import Place, open_files
@@ -33,7 +33,7 @@ class ReportInputs:
     results: dict[str, dict[str, BenchmarkResult]]
     """By benchmark, then by variant."""
     diverged: dict[str, int] = field(default_factory=dict)
-    """Variants whose training diverged, with the step. They have no figures and are in nothing above."""
+    """Variants whose training diverged, with the step. They have no metrics and are in nothing above."""
 
     def only(self, variants: Sequence[str]) -> "ReportInputs":
         """The inputs on some of the variants."""
@@ -102,8 +102,8 @@ def _inputs(
     benchmark: str, config: EvaluateConfig, files: Files, manifest: Manifest, cards: Mapping[str, SAECard]
 ) -> dict[str, dict[str, Any]]:
     """What the result of each variant must have been made from."""
-    entry, settings = BENCHMARKS[benchmark], getattr(config, benchmark)
-    assert isinstance(settings, Record)
+    entry = BENCHMARKS[benchmark]
+    settings: Record = getattr(config, benchmark)
     held_out = held_out_tokens(files, manifest, settings) if entry.needs_language_model else None
     return {
         name: result_inputs(entry, settings, card=card, manifest=manifest, held_out=held_out)

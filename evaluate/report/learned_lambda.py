@@ -1,4 +1,4 @@
-"""Learned lambdas: where the equation of their descent would leave them, and where they ended. Pure functions."""
+"""Learned lambdas: the stationary value of their equation, and where they ended. Pure functions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,22 +28,21 @@ def lambda_finding(
     if state == "on its curve":
         return Finding(
             "result",
-            f"{path}. It ended on its curve: with the final P of {number(penalty)} the two pulls on it balance at "
-            f"{number(target)}. Its value follows from P and the regulariser, and not from what helps the SAE.",
+            f"{path}. It ended on its curve: with the final P of {number(penalty)} its stationary value is "
+            f"{number(target)}. It follows from P and the regularizer, and not from what helps the SAE.",
         )
     if state == "on the floor":
         return Finding(
             "warning",
-            f"{path}. The learned lambda ended on the floor: with the final P of {number(penalty)} the two pulls on it "
-            f"would balance at {number(target)}, and it is not allowed below {number(last)}. From there on the run is "
-            "one with a fixed lambda of that size.",
+            f"{path}. The learned lambda ended on the floor: with the final P of {number(penalty)} its stationary "
+            f"value is {number(target)}, and it is not allowed below {number(last)}. From there on lambda is fixed at "
+            "that value.",
         )
     if state == "still moving":
         return Finding(
             "warning",
-            f"{path}. It is still moving: with the final P of {number(penalty)} its stationary point is "
-            f"{number(target)}, so its last value is an accident of when training stopped. Train longer, or raise "
-            "lambda_lr.",
+            f"{path}. It is still moving: with the final P of {number(penalty)} its stationary value is "
+            f"{number(target)}, so its last value depends on when training stopped. Train longer, or raise lambda_lr.",
         )
     raise ValueError(
         f"expected final.lambda_state of {card.name} to be 'on its curve', 'on the floor' or 'still moving', "
@@ -65,7 +64,7 @@ def starts_finding(ends: Mapping[str, tuple[float, float]]) -> Finding | None:
 
 
 def states_finding(cards: Sequence[SAECard]) -> Finding:
-    """Where many learned lambdas ended, by state."""
+    """How many learned lambdas ended in which state."""
     by_state: dict[str, list[SAECard]] = {}
     for card in cards:
         by_state.setdefault(str(card.final.get("lambda_state")), []).append(card)
@@ -73,21 +72,22 @@ def states_finding(cards: Sequence[SAECard]) -> Finding:
     for state, group in by_state.items():
         ends = [float(card.final["lambda"]) for card in group]
         names = f" ({listed([card.name for card in group])})" if len(group) <= FEW_NAMES else ""
-        parts.append(f"{len(group)} ended {state}, from {number(min(ends))} to {number(max(ends))}{names}")
+        where = "on their curves" if state == "on its curve" and len(group) > 1 else state
+        parts.append(f"{len(group)} ended {where}, from {number(min(ends))} to {number(max(ends))}{names}")
     moving = "still moving" in by_state
     text = f"Of {len(cards)} learned lambdas {listed(parts)}."
     if moving:
-        text += " The last value of one that was still moving is an accident of when training stopped."
+        text += " The last value of one that was still moving depends on when training stopped."
     return Finding("warning" if moving else "result", text)
 
 
 def ends_finding(ends: Sequence[Mapping[str, tuple[float, float]]]) -> Finding | None:
     """In how many settings learned lambdas that started apart ended together."""
-    apart = [each for each in ends if len({start for start, _ in each.values()}) > 1]
+    apart = [pairs for pairs in ends if len({start for start, _ in pairs.values()}) > 1]
     if not apart:
         return None
-    lasts = [[last for _, last in each.values()] for each in apart]
-    together = sum(max(each) <= min(each) * (1.0 + SAME_END_WITHIN) for each in lasts)
+    lasts = [[last for _, last in pairs.values()] for pairs in apart]
+    together = sum(max(values) <= min(values) * (1.0 + SAME_END_WITHIN) for values in lasts)
     return Finding(
         "result",
         f"Learned lambdas that started apart, all else equal, ended within {SAME_END_WITHIN:.0%} of each other in "

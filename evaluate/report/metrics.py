@@ -1,4 +1,4 @@
-"""The columns of the report's table, and how a figure compares with the baseline's."""
+"""The columns of the report's table, and how a value compares with the baseline's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,7 @@ from typing import Literal
 # Differences below this share of the baseline's value are not called better or worse: one seed cannot tell them apart.
 SAME_WITHIN = 0.01
 
-
 Better = Literal["higher", "lower", "neither"]
-
-
 Verdict = Literal["baseline", "better", "worse", "same", "neutral"]
 
 
@@ -32,7 +29,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "core/ce_loss_score", "CE recovered", "higher", 4,
-        "Share of the language model's loss that is won back when the SAE's output replaces the activation, between "
+        "Share of the language model's loss that is recovered when the SAE's output replaces the activation, between "
         "setting the activation to zero (0) and leaving it alone (1).",
     ),
     Metric(
@@ -52,7 +49,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "geometry/mean_max_cosine", "Mean max cos", "lower", 4,
-        "Mean over latents of the cosine with the nearest other latent. Near-duplicates push it towards 1.",
+        "Mean over latents of the cosine with the nearest other latent. Near-duplicates bring it close to 1.",
     ),
     Metric(
         "geometry/effective_rank", "Effective rank", "neither", 1,
@@ -63,7 +60,7 @@ METRICS: tuple[Metric, ...] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure and how it compares."""
+    """One value and how it compares."""
 
     value: float
     difference: float | None
@@ -71,7 +68,7 @@ class Cell:
     verdict: Verdict
 
 
-def compare(metrics: Mapping[str, float], baseline: Mapping[str, float] | None) -> dict[str, Cell]:
+def table_row(metrics: Mapping[str, float], baseline: Mapping[str, float] | None) -> dict[str, Cell]:
     """The cells of one variant. `baseline` None marks the baseline itself, or that there is none to compare with."""
     cells = {}
     for metric in METRICS:

@@ -13,12 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.shared_latents import chance_best_match, shared_latents
-from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shown_in_full
+from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shared_and_own, shown_in_full
 from evaluate.config import EvaluateConfig
-from evaluate.report import figures as pictures
+from evaluate.report.figures import all_figures
 from evaluate.report.findings import listed, number
 from evaluate.report.inputs import ReportInputs, gather
-from evaluate.report.metrics import METRICS, SAME_WITHIN, compare
+from evaluate.report.metrics import METRICS, SAME_WITHIN, table_row
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
@@ -27,8 +27,8 @@ from store.record import plain
 
 _FOLDER = Path(__file__).parent / "templates"
 QUESTION = (
-    "Does pushing the decoder directions of a sparse autoencoder towards orthogonality give better features, and "
-    "should the strength lambda of that push be fixed, scheduled, or learned?"
+    "Does a penalty that makes the decoder directions of a sparse autoencoder more orthogonal give better features, "
+    "and should its strength lambda be fixed, scheduled or learned?"
 )
 
 
@@ -55,15 +55,15 @@ def run(
         results_folder=results_folder,
         cache=cache,
     )
-    context = page_context(inputs)
-    page = render("page.html.j2", context)
-    summary = render("summary.md.j2", context)
+    data = page_data(inputs)
+    page = render("page.html.j2", data)
+    summary = render("summary.md.j2", data)
     write_bytes(output / "report.html", page.encode())
     write_bytes(output / "report.md", summary.encode())
     return output / "report.html"
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
+def render(template: str, data: Mapping[str, Any]) -> str:
     """Fills a template of this folder. HTML escapes every value; Markdown escapes those that pass through `md`."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -76,7 +76,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     environment.filters["md"] = markdown_text
     environment.filters["digits"] = with_digits
     environment.filters["signed"] = lambda value, digits: with_digits(value, digits, sign="+")
-    return environment.get_template(template).render(context)
+    return environment.get_template(template).render(data)
 
 
 def markdown_text(value: object) -> str:
@@ -85,14 +85,14 @@ def markdown_text(value: object) -> str:
 
 
 def with_digits(value: float, digits: int, sign: str = "") -> str:
-    """A figure with so many digits after the point; small ones keep two that count, large ones get separators."""
+    """A number with `digits` after the point; a small one keeps two significant digits, a large one gets separators."""
     if value and abs(value) < 0.5 * 10.0**-digits:
         return f"{value:{sign}.1e}"
     return f"{value:{sign},.{digits}f}"
 
 
-def page_context(inputs: ReportInputs) -> dict[str, Any]:
-    """Everything that the templates show."""
+def page_data(inputs: ReportInputs) -> dict[str, Any]:
+    """The variables of the templates."""
     metrics = inputs.metrics()
     cards = inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
@@ -103,7 +103,7 @@ def page_context(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "question": QUESTION,
         "lead": lead(inputs),
-        "key_figures": key_figures(inputs),
+        "key_numbers": key_numbers(inputs),
         "style": (_FOLDER / "page.css").read_text(),
         "first": first,
         "findings": findings(inputs),
@@ -112,13 +112,13 @@ def page_context(inputs: ReportInputs) -> dict[str, Any]:
         "rows": [_row(index, name, metrics, reference[name]) for index, name in enumerate(cards)],
         "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
         "shown": "" if len(shown) == len(cards) else listed(shown),
-        "pictures": pictures.all_pictures(inputs, shown),
-        "shared": shared_latents({name: inputs.decoders[name] for name in shown}),
+        "figure_groups": all_figures(inputs, shown),
+        "shared_latents": shared_latents({name: inputs.decoders[name] for name in shown}),
         "chance_match": chance_best_match(first.d_sae, first.d_model),
         "settings": settings_table(own),
-        "train": sorted(flat(common).items()),
-        "training": training_facts(inputs),
-        "data": data_facts(inputs),
+        "common_settings": sorted(flat(common).items()),
+        "training_facts": training_facts(inputs),
+        "data_facts": data_facts(inputs),
         "benchmarks": list(BENCHMARKS.values()),
         "not_run": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
@@ -134,13 +134,13 @@ def lead(inputs: ReportInputs) -> str:
     return (
         f"{len(inputs.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
         f"latents, trained on the same batches of "
-        f"activations of {spec.model.name} at {first.hook} ({first.d_model} channels), and judged on text that they "
-        "never saw."
+        f"activations of {spec.model.name} at {first.hook} ({first.d_model} channels), and measured on text that "
+        "they never saw."
     )
 
 
-def key_figures(inputs: ReportInputs) -> list[tuple[str, str]]:
-    """The strip of figures under the title."""
+def key_numbers(inputs: ReportInputs) -> list[tuple[str, str]]:
+    """The few numbers under the title."""
     metrics = inputs.metrics()
     name = BASELINE if BASELINE in metrics else next(iter(metrics))
     cards = inputs.cards.values()
@@ -155,25 +155,12 @@ def key_figures(inputs: ReportInputs) -> list[tuple[str, str]]:
 
 
 def _row(index: int, name: str, metrics: Mapping[str, Mapping[str, float]], other: str | None) -> dict[str, Any]:
-    compared = compare(metrics[name], None if other in (None, name) else metrics[str(other)])
-    return {"name": name, "colour": series_class(index), "reference": other, "cells": compared}
-
-
-def shared_and_own(
-    settings: Mapping[str, Mapping[str, Any]],
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Settings that all variants have alike, and what each has of the rest. Lambda is always a variant's own."""
-    first, *others = settings.values()
-    alike = {
-        key: value
-        for key, value in first.items()
-        if key != "lambda" and all(key in other and other[key] == value for other in others)
-    }
-    return alike, {name: {k: v for k, v in each.items() if k not in alike} for name, each in settings.items()}
+    cells = table_row(metrics[name], None if other in (None, name) else metrics[str(other)])
+    return {"name": name, "colour": series_class(index), "reference": other, "cells": cells}
 
 
 def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns and rows of the settings that variants were given; a setting that nobody has is left out."""
+    """Columns and rows of the settings of variants; a setting that no variant has is left out."""
     flattened = {name: flat(values) for name, values in settings.items()}
     given = [key for values in flattened.values() for key, value in values.items() if value is not None]
     columns = sorted(dict.fromkeys(given), key=_setting_order)
@@ -184,7 +171,7 @@ def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _setting_order(name: str) -> tuple[int, str]:
-    """Lambda first, as it is read: kind, value, start, end."""
+    """Lambda comes first: kind, value, start, end."""
     known = ["lambda.kind", "lambda.value", "lambda.start", "lambda.end"]
     return (known.index(name) if name in known else len(known) + (not name.startswith("lambda.")), name)
 
@@ -208,7 +195,10 @@ def training_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
         return ", ".join(dict.fromkeys(values))
 
     return [
-        ("Architecture", all_of([f"{card.architecture}, {card.d_model} to {card.d_sae} latents" for card in cards])),
+        (
+            "Architecture",
+            all_of([f"{card.architecture}, {card.d_model} channels to {card.d_sae} latents" for card in cards]),
+        ),
         ("Steps", all_of([f"{card.num_steps:,}" for card in cards])),
         ("Rows seen", all_of([f"{card.num_training_rows:,}" for card in cards])),
         ("Activation scale", all_of([f"{card.scale:.6g} (folded back into the weights)" for card in cards])),

@@ -10,12 +10,12 @@ NEAR_CHANCE_WITHIN = 0.01
 
 
 def probing_finding(name: str, result: Mapping[str, Any]) -> Finding | None:
-    """Recognises a sparse probing result (sae-bench's file) at chance level, whose figures are no scores.
+    """Recognises a sparse probing result (sae-bench's file) at chance level, which is no score.
 
-    Returns None when some probe on latents does better than chance.
+    None when some probe on latents is better than chance.
     """
-    figures = result["eval_result_metrics"]
-    accuracies = _accuracies(figures["sae"])
+    metrics = result["eval_result_metrics"]
+    accuracies = _accuracies(metrics["sae"])
     for detail in result.get("eval_result_details", []):
         accuracies += _accuracies({key: value for key, value in detail.items() if key.startswith("sae_")})
     if not accuracies:
@@ -23,7 +23,7 @@ def probing_finding(name: str, result: Mapping[str, Any]) -> Finding | None:
     if any(abs(accuracy - CHANCE) > NEAR_CHANCE_WITHIN for accuracy in accuracies):
         return None
     num_sets = len(result.get("eval_result_details", []))
-    llm = figures["llm"]
+    llm = metrics["llm"]
     against = f"The language model's own activations reach {llm['llm_test_accuracy']:.4f} on the same task"
     if llm.get("llm_top_1_test_accuracy") is not None:
         against += f", and {llm['llm_top_1_test_accuracy']:.4f} from a single channel"
@@ -33,14 +33,14 @@ def probing_finding(name: str, result: Mapping[str, Any]) -> Finding | None:
             f"{name}: every sparse probing accuracy on latents is exactly {CHANCE}, on all {num_sets} data sets and "
             "for every number of latents. That is chance level, and exact equality means that the probes saw latents "
             f"that do not vary: constant or dead, as in an SAE that was never trained or never loaded. {against}, so "
-            "the task is sound. These figures say nothing about the method and are not to be read as scores.",
+            "the task is sound. These numbers say nothing about the method and are not scores.",
         )
     return Finding(
         "warning",
         f"{name}: sparse probing accuracies on latents are all within {NEAR_CHANCE_WITHIN} of {CHANCE}, chance level, "
-        f"on {num_sets} data sets. {against}. The latents carry next to nothing of what was asked for.",
+        f"on {num_sets} data sets. {against}. The latents carry almost no information about the classes.",
     )
 
 
-def _accuracies(figures: Mapping[str, Any]) -> list[float]:
-    return [float(value) for key, value in figures.items() if key.endswith("accuracy") and value is not None]
+def _accuracies(metrics: Mapping[str, Any]) -> list[float]:
+    return [float(value) for key, value in metrics.items() if key.endswith("accuracy") and value is not None]

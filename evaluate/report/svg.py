@@ -1,7 +1,7 @@
-"""Drawing charts as inline SVG: scales, axes, lines, steps, points. Text and colours come from the page's style sheet.
+"""The parts of a drawing as inline SVG: scales, axes, lines, points, text. Colours come from the page's style sheet.
 
 Coordinates are SVG user units in a view box `WIDTH` wide, chosen so that text stays readable when a phone shows the
-chart at about its natural size. Numbers are rounded to a tenth of a unit: equal data give equal bytes.
+drawing at about its natural size. Numbers are rounded to a tenth of a unit: equal data give equal bytes.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 400
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 36
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
 NUM_COLOURS = 8
 _MAX_POINTS = 400
 
@@ -73,8 +73,8 @@ def fitted(
     return Scale(0.0 if zero and low >= 0 else low - room, high + room, start, stop)
 
 
-def svg(body: str, *, height: float, description: str) -> str:
-    """A whole picture. `description` is read out by screen readers."""
+def drawing(body: str, *, height: float, description: str) -> str:
+    """A whole SVG element. `description` is read out by screen readers."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {_n(height)}" role="img" aria-label="{escape(description)}" '
         f'preserveAspectRatio="xMidYMid meet">{body}</svg>'
@@ -131,7 +131,7 @@ def area(x: Scale, y: Scale, edges: Sequence[float], heights: Sequence[float], *
 
 
 def rule(x: Scale, at: float, label: str) -> str:
-    """A dashed horizontal line across the chart at coordinate `at`, labelled at its right end."""
+    """A dashed horizontal line across the drawing at coordinate `at`, labelled at its right end."""
     return f'<line class="rule" x1="{_n(x.start)}" x2="{_n(x.stop)}" y1="{_n(at)}" y2="{_n(at)}"/>' + text(
         x.stop - 2, at - 5, label, "note end"
     )

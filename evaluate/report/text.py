@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from evaluate.benchmarks.registry import NOT_RUN_YET
 from evaluate.compare.seeds import seed_groups
-from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, untreated
+from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, digest_without_treatment
 from evaluate.report.findings import (
     Finding,
     baseline_sparsity_finding,
@@ -22,30 +22,28 @@ from evaluate.report.findings import (
 )
 from evaluate.report.inputs import ReportInputs
 from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
+from store.errors import StoreError
 from store.sae.artefact import SAECard
 
 FEW_LEARNED = 4
-"""Up to so many learned lambdas have a sentence each."""
+"""Up to so many learned lambdas have a sentence of their own."""
 
 
 def findings(inputs: ReportInputs) -> list[Finding]:
-    """All sentences, the most consequential first: what cannot be trusted, what was found, what is not known."""
+    """All sentences: first what limits the rest, then what was found, then what is not known."""
     metrics, cards = inputs.metrics(), inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
     l0 = {name: values["core/l0"] for name, values in metrics.items()}
-    max_cosines = {
-        name: [float(value) for value in _numbers(result.details["max_cosine"])]
-        for name, result in inputs.results["geometry"].items()
-    }
-    maybe = [diverged_finding(inputs.diverged)]
-    maybe += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
-    maybe += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]
+    max_cosines = {name: result.detail_numbers("max_cosine") for name, result in inputs.results["geometry"].items()}
+    found = [diverged_finding(inputs.diverged)]
+    found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
+    found += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]
     if BASELINE in cards:
-        maybe += [sparsity_finding(l0, reference), baseline_sparsity_finding(l0[BASELINE])]
+        found += [sparsity_finding(l0, reference), baseline_sparsity_finding(l0[BASELINE])]
     else:
         why = "The baseline diverged" if BASELINE in inputs.diverged else "No variant is named baseline"
-        maybe.append(Finding("warning", f"{why}, so nothing is compared with a plain SAE."))
-    maybe += [
+        found.append(Finding("warning", f"{why}, so no variant is compared with an SAE without penalty."))
+    found += [
         geometry_finding(metrics, max_cosines),
         *learned_findings(inputs),
         dead_latents_finding(
@@ -60,11 +58,11 @@ def findings(inputs: ReportInputs) -> list[Finding]:
             f"{listed([planned.name for planned in NOT_RUN_YET])} are not run yet.",
         ),
     ]
-    return [finding for finding in maybe if finding is not None]
+    return [finding for finding in found if finding is not None]
 
 
 def learned_findings(inputs: ReportInputs) -> list[Finding | None]:
-    """Where the learned lambdas ended: one by one where they are few, counted where they are many."""
+    """Where the learned lambdas ended: one sentence per variant where they are few, counts where they are many."""
     learned = [card for card in inputs.cards.values() if is_learned(card)]
     ends = learned_ends(inputs.cards)
     if len(learned) > FEW_LEARNED:
@@ -78,19 +76,18 @@ def learned_findings(inputs: ReportInputs) -> list[Finding | None]:
         )
         for card in learned
     ]
-    return [*sentences, *(starts_finding(each) for each in ends)]
+    return [*sentences, *(starts_finding(starts_and_ends) for starts_and_ends in ends)]
 
 
 def learned_ends(cards: Mapping[str, SAECard]) -> list[dict[str, tuple[float, float]]]:
-    """(start, end) of every learned lambda, apart for each setting of all else, the seed included."""
-    alike: dict[str, dict[str, tuple[float, float]]] = {}
+    """(start, end) of learned lambdas by variant, for every set of variants that differ in the treatment alone."""
+    by_settings: dict[str, dict[str, tuple[float, float]]] = {}
     for name, card in cards.items():
         settings = card.variant["lambda"]
         if is_learned(card) and isinstance(settings, dict):
-            start = settings["start"]
-            assert isinstance(start, float | int)
-            alike.setdefault(untreated(card), {})[name] = (float(start), float(card.final["lambda"]))
-    return list(alike.values())
+            start = _number(settings["start"], "lambda.start", card)
+            by_settings.setdefault(digest_without_treatment(card), {})[name] = (start, float(card.final["lambda"]))
+    return list(by_settings.values())
 
 
 def is_learned(card: SAECard) -> bool:
@@ -100,12 +97,11 @@ def is_learned(card: SAECard) -> bool:
 
 
 def regularization(card: SAECard) -> float:
-    """c of the term c (log lambda)^2 that a learned lambda is held by."""
-    value = all_settings(card)["lambda_regularizer"]
-    assert isinstance(value, float | int)
+    """c of the term c (log lambda)^2 that keeps a learned lambda near 1."""
+    return _number(all_settings(card)["lambda_regularizer"], "lambda_regularizer", card)
+
+
+def _number(value: object, name: str, card: SAECard) -> float:
+    if not isinstance(value, float | int):
+        raise StoreError(f"expected a number as {name} in the card of {card.name}, got {value!r}. Train it again")
     return float(value)
-
-
-def _numbers(value: object) -> list[float]:
-    assert isinstance(value, list)
-    return value

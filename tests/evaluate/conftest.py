@@ -1,4 +1,4 @@
-"""A small real study: a cache of a tiny Gemma-2's activations, and SAEs made by hand whose figures can be foretold."""
+"""A small real study: a cache of a tiny Gemma-2's activations, and SAEs made by hand whose metrics are known."""
 
 import math
 import shutil
@@ -78,11 +78,11 @@ def cache_without_rows(study: SimpleNamespace) -> Path:
 def evaluate_all(study: SimpleNamespace) -> Callable[..., None]:
     """Runs benchmarks over the study's SAEs, as the pipeline does."""
 
-    def evaluate_each(*benchmarks: str, reuse: bool = True) -> None:
+    def run_benchmarks(*benchmarks: str, reuse: bool = True) -> None:
         for benchmark in benchmarks or tuple(BENCHMARKS):
             evaluate(study, benchmark, reuse=reuse)
 
-    return evaluate_each
+    return run_benchmarks
 
 
 @pytest.fixture
@@ -187,10 +187,10 @@ def write_cache(folder: Path, model_folder: Path) -> Manifest:
     tokens = random_windows(NUM_SEQUENCES + NUM_HELD_OUT)
     model = load_model(model_folder, dtype=torch.float32, device="cpu")
     with CacheWriter(folder, spec, num_sequences=NUM_SEQUENCES, num_held_out_sequences=NUM_HELD_OUT) as writer:
-        for split, every in (("training", tokens[:NUM_SEQUENCES]), ("held_out", tokens[NUM_SEQUENCES:])):
+        for split, of_split in (("training", tokens[:NUM_SEQUENCES]), ("held_out", tokens[NUM_SEQUENCES:])):
             for shard in writer.missing_shards(split):
                 first = shard * spec.sequences_per_shard
-                windows = every[first : first + spec.sequences_per_shard]
+                windows = of_split[first : first + spec.sequences_per_shard]
                 with torch.no_grad():
                     output = model(input_ids=torch.from_numpy(windows.astype(np.int64)), output_hidden_states=True)
                 rows = output.hidden_states[2][:, 1:].reshape(-1, D_MODEL).to(torch.bfloat16)

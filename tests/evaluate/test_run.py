@@ -55,9 +55,9 @@ def test_another_variants_result_stays_byte_identical_when_one_changes_and_is_no
     add_sae("fixed-1", saes.random(9), settings={"kind": "fixed", "value": 2.0})
     measured, measure = [], core.measure
 
-    def counting(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
-        measured.append(subject.variant)
-        return measure(subject, config, context)
+    def counting(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+        measured.append(sae.variant)
+        return measure(sae, config, context)
 
     monkeypatch.setattr(core, "measure", counting)
     evaluate_all("core")
@@ -112,7 +112,7 @@ def test_geometry_reads_the_manifest_alone(
 
 
 @pytest.mark.usefixtures("two_saes")
-def test_a_renamed_variant_keeps_its_figures_under_the_new_name(
+def test_a_renamed_variant_keeps_its_metrics_under_the_new_name(
     study: SimpleNamespace,
     saes: SimpleNamespace,
     add_sae: Callable[..., None],
@@ -136,11 +136,11 @@ def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchma
 ) -> None:
     measure, measured = core.measure, []
 
-    def failing(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
-        measured.append(subject.variant)
-        if subject.variant == "fixed-1" and len(measured) == 2:
+    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+        measured.append(sae.variant)
+        if sae.variant == "fixed-1" and len(measured) == 2:
             raise ValueError("expected enough text, got little")
-        return measure(subject, config, context)
+        return measure(sae, config, context)
 
     monkeypatch.setattr(core, "measure", failing)
     with pytest.raises(BenchmarkFailed, match="benchmark core failed on variant fixed-1: expected enough text, got"):
@@ -157,11 +157,11 @@ def test_a_bug_in_a_benchmark_passes_as_it_is_and_what_is_finished_is_kept(
 ) -> None:
     measure, measured = core.measure, []
 
-    def failing(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
-        measured.append(subject.variant)
+    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+        measured.append(sae.variant)
         if measured == ["baseline", "fixed-1"]:
             raise AttributeError("'Tensor' object has no attribute 'sun'")
-        return measure(subject, config, context)
+        return measure(sae, config, context)
 
     monkeypatch.setattr(core, "measure", failing)
     with pytest.raises(AttributeError, match="no attribute 'sun'"):
@@ -174,7 +174,7 @@ def test_a_bug_in_a_benchmark_passes_as_it_is_and_what_is_finished_is_kept(
 def test_running_out_of_the_gpus_memory_is_a_failure_that_says_what_to_do(
     evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(subject: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(core, "measure", failing)
@@ -212,8 +212,8 @@ def test_more_sequences_than_the_cache_holds_are_refused_before_anything_runs(
 def test_an_sae_of_another_cache_is_refused(
     saes: SimpleNamespace, add_sae: Callable[..., None], evaluate_all: Callable[..., None]
 ) -> None:
-    add_sae("stranger", saes.random(4), cache_digest="f" * 64)
-    with pytest.raises(MismatchedCache, match="stranger to be trained on the present activation cache"):
+    add_sae("other", saes.random(4), cache_digest="f" * 64)
+    with pytest.raises(MismatchedCache, match="other to be trained on the present activation cache"):
         evaluate_all("geometry")
 
 
@@ -273,6 +273,9 @@ def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, eval
         read_result(path)
     path.write_text(json.dumps(result | {"metrics": {}}))
     with pytest.raises(DamagedFile, match="expected at least one metric, all finite"):
+        read_result(path)
+    path.write_text(json.dumps(result | {"metrics": result["metrics"] | {"speed": 1.0}}))
+    with pytest.raises(StoreError, match=r"metrics of geometry in .*baseline.json, but geometry/speed is unknown"):
         read_result(path)
     evaluate_all("geometry")  # none of that is reused
     assert json.loads(path.read_text()) == result

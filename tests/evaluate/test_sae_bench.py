@@ -25,8 +25,8 @@ def test_every_form_keeps_its_latents_in_sae_bench(
         "jumprelu": replace(plain, threshold=draw[0]),
         "gated": replace(plain, r_mag=draw[1] - 0.5, b_mag=draw[2] - 0.5),
     }[form]
-    add_sae("subject", weights)
-    loaded, card = load_sae(Path(study.models) / "subject")
+    add_sae("tested", weights)
+    loaded, card = load_sae(Path(study.models) / "tested")
     assert loaded.form == form
     sae = to_sae_bench(loaded, card, device=torch.device("cpu"))
     x = torch.randn(50, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)

@@ -24,7 +24,7 @@ def card(name: str, schedule: dict[str, Any], *, seed: int = 0, **settings: Any)
 
 
 def by_name(*cards: SAECard) -> dict[str, SAECard]:
-    return {each.name: each for each in cards}
+    return {variant.name: variant for variant in cards}
 
 
 STUDY = by_name(

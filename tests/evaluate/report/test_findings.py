@@ -1,4 +1,4 @@
-"""The sentences of the report, from figures small enough to check by hand."""
+"""The sentences of the report, from metrics small enough to check by hand."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from evaluate.report.findings import (
     sparsity_finding,
 )
 from evaluate.report.learned_lambda import lambda_finding
-from evaluate.report.metrics import compare
+from evaluate.report.metrics import table_row
 from evaluate.report.probing import probing_finding
 from store.identity import ModelIdentity
 from store.sae.artefact import SAECard
@@ -75,15 +75,15 @@ def test_the_stationary_lambda_is_at_the_floor_when_p_is_1381() -> None:
 
 def learned(state: str, last: float, penalty: float) -> str:
     log = [{"step": 0, "lambda": 1.0}, {"step": 50, "lambda": 0.005}]
-    subject = card(**{"lambda": last, "lambda_state": state})
-    return lambda_finding(subject, log, penalty=penalty, regularization=0.1).text
+    learned_card = card(**{"lambda": last, "lambda_state": state})
+    return lambda_finding(learned_card, log, penalty=penalty, regularization=0.1).text
 
 
-def test_a_learned_lambda_on_its_curve_is_reported_with_the_value_at_which_the_pulls_balance() -> None:
+def test_a_learned_lambda_on_its_curve_is_reported_with_its_stationary_value() -> None:
     # P = 2 * 0.1 * log(100) / 0.01 = 92.1
     text = learned("on its curve", 0.0101, 20 * math.log(100))
     assert "started at 1, ranged from 0.005 to 1, and ended at 0.0101. It ended on its curve" in text
-    assert "with the final P of 92.1 the two pulls on it balance at 0.01" in text
+    assert "with the final P of 92.1 its stationary value is 0.01" in text
 
 
 def test_a_learned_lambda_on_the_floor_is_reported_as_such() -> None:
@@ -93,8 +93,8 @@ def test_a_learned_lambda_on_the_floor_is_reported_as_such() -> None:
     assert "it is not allowed below 0.001" in text
 
 
-def test_a_learned_lambda_that_still_moves_is_reported_as_an_accident_of_when_training_stopped() -> None:
-    assert "It is still moving" in learned("still moving", 0.5, 400.0)
+def test_a_learned_lambda_that_still_moves_is_reported_to_depend_on_when_training_stopped() -> None:
+    assert "so its last value depends on when training stopped" in learned("still moving", 0.5, 400.0)
 
 
 def test_a_learned_lambda_without_a_state_is_an_error() -> None:
@@ -105,15 +105,15 @@ def test_a_learned_lambda_without_a_state_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "figures",
+    "changed",
     [
         {"core/l0": 0.0, "core/num_dead_latents": 384.0, "core/num_constant_latents": 384.0},
         {"core/l0": 0.004, "core/num_dead_latents": 380.0, "core/num_constant_latents": 380.0},
         {"core/l0": 384.0, "core/num_dead_latents": 0.0, "core/num_constant_latents": 384.0},
     ],
 )
-def test_an_sae_is_called_dead_when_nothing_fires_or_nothing_varies(figures: dict[str, float]) -> None:
-    finding = dead_finding("fixed-1", d_sae=384, metrics=METRICS | figures)
+def test_an_sae_is_called_dead_when_nothing_fires_or_nothing_varies(changed: dict[str, float]) -> None:
+    finding = dead_finding("fixed-1", d_sae=384, metrics=METRICS | changed)
     assert finding is not None
     assert finding.kind == "warning"
     assert finding.text.startswith("fixed-1: this SAE is dead.")
@@ -133,7 +133,7 @@ def test_the_published_reference_result_is_recognised_as_chance_level() -> None:
     assert "every sparse probing accuracy on latents is exactly 0.5, on all 8 data sets" in finding.text
     assert "constant or dead" in finding.text
     assert "own activations reach 0.9393 on the same task, and 0.6843 from a single channel" in finding.text
-    assert "not to be read as scores" in finding.text
+    assert "These numbers say nothing about the method and are not scores" in finding.text
 
 
 def test_a_probing_result_near_chance_is_called_that_and_a_good_one_is_left_alone() -> None:
@@ -181,12 +181,12 @@ def test_p_is_set_against_its_bound_and_near_duplicates_that_it_does_not_see_are
     assert "P ended at baseline 900 and fixed-1 400; its lower bound is 384, which no decoder of this shape" in text
     assert "fixed-1 is within 5% of the bound" in text
     assert "(cosine above 0.9): baseline 1 and fixed-1 2." in text
-    assert "In fixed-1 P is at its bound all the same: P does not see them." in text
+    assert "In fixed-1 P is at its bound nevertheless: P does not see them." in text
 
 
 def test_one_seed_is_said_to_have_no_spread() -> None:
     one = SeedGroup(("baseline",), (0,), {})
-    assert "One seed was trained per variant, so no figure here has a spread" in seeds_finding([one]).text
+    assert "One seed was trained per variant, so no metric here has a spread" in seeds_finding([one]).text
     two = SeedGroup(("a", "b"), (0, 1), {"core/l0": Spread(1.0, 0.5)})
     assert "Up to 2 seeds" in seeds_finding([one, two]).text
     assert "baseline has one seed and no spread" in seeds_finding([one, two]).text
@@ -207,14 +207,14 @@ def test_differences_know_which_direction_is_better_and_small_ones_are_the_same(
         "core/ce_loss_score": 0.981,
         "geometry/penalty": 500.0,
     }
-    cells = compare(other, METRICS)
+    cells = table_row(other, METRICS)
     assert cells["core/explained_variance"].difference == pytest.approx(0.05)
     verdicts = {key: cell.verdict for key, cell in cells.items()}
     assert verdicts["core/explained_variance"] == verdicts["core/mse"] == "better"
     assert verdicts["geometry/penalty"] == "worse"
     assert verdicts["core/ce_loss_score"] == "same"  # 0.1 % of the baseline's
     assert verdicts["core/l0"] == "neutral"
-    assert {cell.verdict for cell in compare(METRICS, None).values()} == {"baseline"}
+    assert {cell.verdict for cell in table_row(METRICS, None).values()} == {"baseline"}
 
 
 def test_latents_are_matched_by_their_largest_cosine_whatever_their_order() -> None:

@@ -60,3 +60,17 @@ def test_a_metric_that_is_missing_or_unknown_is_named_with_its_file(
     message = r"metrics of core in .*core/baseline.json, but core/l0 is missing, core/perplexity is unknown. Remove"
     with pytest.raises(StoreError, match=message):
         read()
+
+
+def test_details_that_are_no_numbers_are_named(study: SimpleNamespace, read: Callable[[], ReportInputs]) -> None:
+    path = study.results / "geometry" / "baseline.json"
+    result = json.loads(path.read_text())
+    result["details"]["max_cosine"] = "high"
+    path.unlink()
+    path.write_text(json.dumps(result))
+    found = read().results["geometry"]["baseline"]
+    assert len(found.detail_numbers("histogram_counts")) == 40
+    with pytest.raises(
+        StoreError, match=r"list of numbers as details.max_cosine in the result of geometry for baseline"
+    ):
+        found.detail_numbers("max_cosine")

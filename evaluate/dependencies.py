@@ -1,4 +1,4 @@
-"""The SAEs that are evaluated, and all that a result of one depends on: what both runner and report read."""
+"""What a result depends on: SAE cards, held-out tokens, settings. Evaluation and report read the same."""
 
 import hashlib
 from pathlib import Path
@@ -63,7 +63,7 @@ def result_inputs(
     manifest: Manifest,
     held_out: NDArray[np.uint32] | None,
 ) -> dict[str, Any]:
-    """Everything that the figures of one variant depend on, as JSON; its digest is the result's key."""
+    """Everything that the metrics of one variant depend on, as JSON; its digest is the result's key."""
     inputs: dict[str, Any] = {
         "benchmark": benchmark.name,
         "version": benchmark.version,
