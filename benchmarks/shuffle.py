@@ -41,8 +41,8 @@ def main() -> None:
     table(
         ("pool MiB", "distinct sequences", "of uniform", "windows without permutation"),
         [
-            (f"{each['pool_mib']:g}", each["distinct"], each["share"], each["windows_share"])
-            for each in figures["curve"]
+            (f"{point['pool_mib']:g}", point["distinct"], point["share"], point["windows_share"])
+            for point in figures["curve"]
         ],
     )
     finish(figures, options)
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "num_sequences": num_sequences,
         "uniform": uniform,
         "curve": curve,
-        "share_at_default": next(each["share"] for each in curve if each["default"]),
+        "share_at_default": next(point["share"] for point in curve if point["default"]),
     }
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from language_model.standard_library import is_held_out
 from store.atomic import file_sha256, read_json, write_json
+from store.cache.split import is_held_out
 from store.errors import StoreError
 
 PACKING = (
@@ -23,7 +23,7 @@ PACKING = (
     "documents end to end without a separator (empty ones add nothing), cut into windows of BOS and context_length - 1 "
     "tokens; the last, incomplete window is left out"
 )
-"""Recorded with the data; raise run.HARVEST_VERSION when the packing changes."""
+"""Recorded with the data; raise version.HARVEST_VERSION when the packing changes."""
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 4_000_000
@@ -55,6 +55,7 @@ class WindowStream:
 
     @property
     def is_full(self) -> bool:
+        """Whether every window is filled."""
         return self.num_filled == len(self.windows)
 
     def add(self, token_ids: NDArray[np.uint32]) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import google_crc32c
+from store.codec.checksum import crc32c
 
 
 class EventFile:
@@ -57,7 +57,7 @@ def framed(data: bytes) -> bytes:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
+    crc = int.from_bytes(crc32c((data,)), "little")
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 

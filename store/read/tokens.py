@@ -1,9 +1,8 @@
-"""Token windows of a cache: which text its rows come from, and what evaluation reads of what is held out."""
+"""Token windows of a cache: the text that its rows come from."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.cache.manifest import Manifest
 from store.cache.paths import token_shard_path
 from store.cache.spec import CacheSpec
 from store.cache.split import Split
@@ -20,10 +19,3 @@ def read_token_shard(files: Files, spec: CacheSpec, shard: int, split: Split) ->
     tokens = np.empty((spec.sequences_per_shard, spec.context_length), dtype="<u4")
     decompress_into(chunk, tokens, what=f"tokens in {where}")
     return tokens
-
-
-def read_tokens(files: Files, manifest: Manifest, *, split: Split) -> NDArray[np.uint32]:
-    """All token windows of a split, BOS first: (sequences, context_length). No other file of the cache is read."""
-    spec, num_sequences = manifest.spec, manifest.split_sequences(split)
-    shards = [read_token_shard(files, spec, shard, split) for shard in range(spec.num_shards(num_sequences))]
-    return np.concatenate(shards)[:num_sequences]
