@@ -106,7 +106,7 @@ def pack(
         on_progress(num_new)
         if training.is_full and held_out.is_full:
             return Windows(training=training.windows, held_out=held_out.windows)
-    raise TooLittleText(_shortage(training, held_out, held_out_fraction=held_out_fraction))
+    raise TooLittleText(_too_little_text(training, held_out, held_out_fraction=held_out_fraction))
 
 
 def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> list[NDArray[np.uint32]]:
@@ -145,7 +145,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
         yield texts
 
 
-def _shortage(training: WindowStream, held_out: WindowStream, *, held_out_fraction: float) -> str:
+def _too_little_text(training: WindowStream, held_out: WindowStream, *, held_out_fraction: float) -> str:
     num_wanted, context_length = training.windows.shape
     rows_per_sequence = context_length - 1
     advice = f"Lower harvest.num_held_out_sequences, raise held_out_fraction ({held_out_fraction:g}) or give more text"

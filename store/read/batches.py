@@ -18,8 +18,8 @@ from store.codec.cache_lines import empty_rows
 from store.read.shard import ShardFile
 from store.record import Record
 
-MIB = 2**20
-_TASK_BYTES = 4 * MIB  # rows that one task decodes, so that handing tasks out costs little
+DEFAULT_POOL_BYTES = 512 * 2**20
+_TASK_BYTES = 4 * 2**20  # rows that one task decodes, so that handing tasks out costs little
 
 
 class Position(Record):
@@ -42,19 +42,19 @@ class BatchOptions(TypedDict, total=False):
     """What may be said about a stream of batches; every item has a default."""
 
     start: Position | None
-    """Where to begin, such as `position` of an earlier stream; None begins at the beginning (None)."""
+    """Where to begin, such as `position` of an earlier stream; without it, at the beginning."""
     num_epochs: int | None
-    """After how many epochs the stream ends; None never ends (None)."""
+    """After how many epochs the stream ends; without it, never."""
     pool_bytes: int
-    """Memory of the shuffle pool, see AlignedBatches (512 MiB)."""
+    """Memory of the shuffle pool, see AlignedBatches; without it, DEFAULT_POOL_BYTES."""
     num_threads: int
-    """Threads that decode at once (2)."""
+    """Threads that decode at once; without it, 2."""
     split: Split
-    """Which rows (training)."""
+    """Which rows; without it, those for training."""
     rank: int
-    """The stream's share of the rows: this one of `num_ranks` (0). Ranks share no row and have equally many batches."""
+    """Which of `num_ranks` shares of the rows; without it, 0. Ranks share no row and have equally many batches."""
     num_ranks: int
-    """Streams that share the rows (1)."""
+    """Streams that share the rows between them; without it, 1."""
 
 
 class BatchSource(NamedTuple):
@@ -104,7 +104,9 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
         self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, options.get("num_epochs")
         self._rank, self._num_ranks = rank, num_ranks
         row_nbytes = 2 * spec.model.d_model * len(hooks)
-        self._chunks_per_pool = chunks_per_pool(options.get("pool_bytes", 512 * MIB), spec, num_hooks=len(hooks))
+        self._chunks_per_pool = chunks_per_pool(
+            options.get("pool_bytes", DEFAULT_POOL_BYTES), spec, num_hooks=len(hooks)
+        )
         plan = self._plan(start.epoch)
         self.batches_per_epoch = plan.batches_per_epoch(batch_rows)
         if self.batches_per_epoch == 0:

@@ -121,6 +121,19 @@ def test_a_checkpoint_that_is_cut_short_is_named(tiny_model_folder: Path, tmp_pa
         resolve(str(copy), None)
 
 
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "bos_token_id"])
+def test_a_config_that_does_not_state_the_shape_or_bos_is_refused(
+    tiny_model_folder: Path, tmp_path: Path, key: str
+) -> None:
+    copy = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {key: None}))
+    with pytest.raises(
+        ModelUnavailable, match=rf"expected .*config\.json to state {key} as a number. Only decoder-only"
+    ):
+        identify(copy, str(copy), None)
+
+
 def test_names_that_are_neither_folders_nor_hub_ids_are_refused() -> None:
     for name in ("./nowhere", "gemma", "a/b/c"):
         with pytest.raises(ModelUnavailable, match="to be 'embedded', an existing folder or a hub id OWNER/NAME"):
