@@ -7,6 +7,7 @@ and environment variables only say where and with what to compute.
 """
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from store.codec.names import CODEC_NAMES
 
 if TYPE_CHECKING:
     from store.files.open import CachePlace
@@ -27,7 +30,6 @@ SCRATCH = DATA / ".partial"
 MODELS = Path("models")
 RESULTS = Path("results")
 REPORTS = Path("reports")
-CODECS = ("bf16_planes_v1", "pcodec", "zstd", "blosc", "none")
 
 
 def language_model(arguments: argparse.Namespace) -> None:
@@ -170,15 +172,16 @@ def store_verify(arguments: argparse.Namespace) -> None:
 
 def store_repair(arguments: argparse.Namespace) -> None:
     """Put damaged files back: from DVC's cache or remote, else harvested again and compared with the recorded bytes."""
-    from harvest.remake import remaker
+    from harvest.repair import harvest_again
     from params import load_params
     from store.care.repair import repair
 
-    remake = None
+    harvest_damaged = None
     if not arguments.no_harvest:
         profile = load_params(arguments.params).profile
-        remake = remaker(
-            profile.harvest,
+        harvest_damaged = functools.partial(
+            harvest_again,
+            config=profile.harvest,
             model=profile.language_model,
             damaged=arguments.path,
             device=_device(arguments.device),
@@ -189,7 +192,7 @@ def store_repair(arguments: argparse.Namespace) -> None:
         arguments.path,
         output=tracked,
         scratch=path.with_name(f".{path.name}.repair"),
-        remake=remake,
+        harvest_again=harvest_damaged,
         accept_different_bytes=arguments.accept_different_bytes,
         num_threads=arguments.threads,
     )
@@ -217,7 +220,7 @@ def store_sample(arguments: argparse.Namespace) -> None:
     from store.care.sample import format_sample, sample_rows
     from store.read.cache import ActivationCache
 
-    cache = ActivationCache(arguments.path)
+    cache = ActivationCache(arguments.path, splits=("training",))
     hook = arguments.hook or cache.spec.hooks[0]
     sampled = sample_rows(cache, hook, num_rows=arguments.num_rows, seed=arguments.seed)
     print(f"{hook} of {arguments.path}, seed {arguments.seed}")
@@ -398,7 +401,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", threads: int) -> None:
-    about = "Look at, check, mend and convert an activation cache."
+    about = "Look at, check, repair and convert an activation cache."
     store = commands.add_parser("store", help=about, description=about)
     inspections = store.add_subparsers(title="commands", metavar="COMMAND", required=True)
     actions = {
@@ -421,17 +424,17 @@ def _add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
             )
     command["info"].add_argument("--json", action="store_true", help="print all of it as one JSON object")
     command["verify"].add_argument("--full", action="store_true", help="read every file and compare its SHA-256")
-    mend = command["repair"]
-    mend.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings it was harvested with")
-    mend.add_argument("--device", default=os.environ.get("PIPELINE_DEVICE", "auto"), help="to harvest on (auto)")
-    mend.add_argument("--no-harvest", action="store_true", help="only restore copies, never run the language model")
-    mend.add_argument(
+    repair = command["repair"]
+    repair.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings it was harvested with")
+    repair.add_argument("--device", default=os.environ.get("PIPELINE_DEVICE", "auto"), help="to harvest on (auto)")
+    repair.add_argument("--no-harvest", action="store_true", help="only restore copies, never run the language model")
+    repair.add_argument(
         "--accept-different-bytes",
         action="store_true",
         help="keep shards that come out with other bytes than recorded: another cache, whose lineage says so",
     )
     command["export"].add_argument("destination", type=Path, metavar="DEST", help="folder to be made")
-    command["export"].add_argument("--codec", required=True, choices=CODECS, help="how to compress")
+    command["export"].add_argument("--codec", required=True, choices=CODEC_NAMES, help="how to compress")
     sample = command["sample"]
     sample.add_argument("-n", "--num-rows", type=_positive, default=8, help="how many rows (%(default)s)")
     sample.add_argument("--hook", help="of which hook (the first)")

@@ -27,7 +27,8 @@ from sae_lens import cache_activations_runner
 from sae_lens.config import CacheActivationsRunnerConfig
 
 from language_model.load import load_bridge, resolve
-from store.codec.registry import CodecName, decode_chunk, encode_chunk
+from store.codec.names import CodecName
+from store.codec.registry import decode_chunk, encode_chunk
 from store.read.cache import ActivationCache
 
 CHUNK_ROWS = 2032
@@ -132,7 +133,7 @@ def bytes_per_token(tokens: NDArray[np.uint32], rows: NDArray[np.uint16]) -> dic
         ours, theirs = Path(folder) / "ours", Path(folder) / "theirs"
         write_cache(ours, rows, tokens=tokens)
         their_tokens = run_saelens(theirs, tokens, d_model=rows.shape[1])
-        sizes = [sum(path.stat().st_size for path in each.rglob("*") if path.is_file()) for each in (ours, theirs)]
+        sizes = [sum(path.stat().st_size for path in made.rglob("*") if path.is_file()) for made in (ours, theirs)]
         cache = ActivationCache(ours)  # its one held-out sequence, which is one of the others again, does not count
         sizes[0] -= sum(file.nbytes for name, file in cache.manifest.files.items() if name.startswith("held_out/"))
     ours_per_token, theirs_per_token = sizes[0] / tokens.size, sizes[1] / their_tokens
@@ -173,8 +174,8 @@ def show(figures: dict[str, Any], options: argparse.Namespace) -> None:
     table(
         ("codec", "ratio", "encode MB/s", "decode MB/s"),
         [
-            (name, each["ratio"], each["encode_mb_per_s"], each["decode_mb_per_s"])
-            for name, each in figures["codecs"].items()
+            (name, measured["ratio"], measured["encode_mb_per_s"], measured["decode_mb_per_s"])
+            for name, measured in figures["codecs"].items()
         ]
         + [("order-0 entropy (bound)", figures["entropy_bound_ratio"], "", "")],
     )

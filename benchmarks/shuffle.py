@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from store.cache.order import EpochPlan, disk_order, keyed_permutation
 from store.cache.spec import CacheSpec
-from store.read.batches import chunks_per_pool
+from store.read.batches import DEFAULT_POOL_BYTES, chunks_per_pool
 
-DEFAULT_POOL = 512 * 2**20  # that of ActivationCache.batches
 BATCHES = 40  # measured per pool size, from the middle of an epoch
 
 
@@ -41,8 +40,8 @@ def main() -> None:
     table(
         ("pool MiB", "distinct sequences", "of uniform", "windows without permutation"),
         [
-            (f"{each['pool_mib']:g}", each["distinct"], each["share"], each["windows_share"])
-            for each in figures["curve"]
+            (f"{point['pool_mib']:g}", point["distinct"], point["share"], point["windows_share"])
+            for point in figures["curve"]
         ],
     )
     finish(figures, options)
@@ -52,17 +51,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The curve over pool sizes on a cache of `pools` default pools."""
     spec = spec_for(options.d_model, sequences_per_chunk=options.sequences_per_chunk)
     spec = spec.model_copy(update={"chunks_per_shard": options.chunks_per_shard})
-    rows = options.pools * DEFAULT_POOL // (2 * options.d_model)
+    rows = options.pools * DEFAULT_POOL_BYTES // (2 * options.d_model)
     num_sequences = -(-rows // spec.rows_per_sequence)
     uniform = uniform_distinct(num_sequences, spec, options.batch_rows)
     curve = []
-    for pool_bytes in [DEFAULT_POOL * 2**power // 32 for power in range(9)]:
+    for pool_bytes in [DEFAULT_POOL_BYTES * 2**power // 32 for power in range(9)]:
         distinct = reader_distinct(spec, num_sequences, pool_bytes=pool_bytes, batch_rows=options.batch_rows)
         windows = window_distinct(spec, num_sequences, pool_bytes=pool_bytes, batch_rows=options.batch_rows)
         curve.append(
             {
                 "pool_mib": pool_bytes / 2**20,
-                "default": pool_bytes == DEFAULT_POOL,
+                "default": pool_bytes == DEFAULT_POOL_BYTES,
                 "distinct": distinct,
                 "share": distinct / uniform,
                 "windows_share": windows / uniform,
@@ -73,7 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "num_sequences": num_sequences,
         "uniform": uniform,
         "curve": curve,
-        "share_at_default": next(each["share"] for each in curve if each["default"]),
+        "share_at_default": next(point["share"] for point in curve if point["default"]),
     }
 
 

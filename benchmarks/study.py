@@ -186,7 +186,7 @@ def first_rows(source: Path, target: Path, num_rows: int) -> Path:
                         num_rows=len(exact), sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist()
                     )
                 tokens = cache.tokens(sequences, split=split)
-                writer.write_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
+                writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums).result()
         writer.finish()
     return target
 

@@ -23,7 +23,8 @@ from harvest.moments import shard_sums
 from store.cache.moments import ShardSums
 from store.cache.spec import CacheSpec
 from store.codec.checksum import crc32c
-from store.codec.registry import CodecName, encode_chunk_parts
+from store.codec.names import CodecName
+from store.codec.registry import encode_chunk_parts
 from store.write.writer import CacheWriter
 
 CODEC: CodecName = "bf16_planes_v1"
@@ -49,8 +50,11 @@ def main() -> None:
     table(
         ("place", "codec + checksums", "write + fsync", "writer", "of the limit"),
         [
-            (place, *(each[key] for key in ("codec_mb_per_s", "write_mb_per_s", "writer_mb_per_s", "share_of_limit")))
-            for place, each in figures["places"].items()
+            (
+                place,
+                *(measured[key] for key in ("codec_mb_per_s", "write_mb_per_s", "writer_mb_per_s", "share_of_limit")),
+            )
+            for place, measured in figures["places"].items()
         ],
     )
     finish(figures, options)
@@ -113,8 +117,8 @@ def encode_all(shards: list[NDArray[np.uint16]], spec: CacheSpec, *, threads: in
             chunks = pool.map(encode, (shard[at : at + per_chunk] for at in range(0, len(shard), per_chunk)))
             encoded.append([part for chunk in chunks for part in chunk])
             digests.append(pool.submit(digest, encoded[-1]))
-        for each in digests:
-            each.result()
+        for future in digests:
+            future.result()
     return encoded
 
 

@@ -66,7 +66,7 @@ def result_inputs(
     """Everything that the metrics of one variant depend on, as JSON; its digest is the result's key."""
     inputs: dict[str, Any] = {
         "benchmark": benchmark.name,
-        "version": benchmark.version,
+        **benchmark.version.identity("version"),
         "settings": plain(settings),
         "weights_sha256": card.weights_sha256,
     }

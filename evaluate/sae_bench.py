@@ -7,7 +7,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
 from torch import Tensor
 
-from language_model.hooks import hook_layer
+from language_model.hooks import parse_hook
 from store.sae.artefact import SAECard
 from store.sae.weights import SAEWeights, decode, encode
 
@@ -63,7 +63,7 @@ def to_sae_bench(weights: SAEWeights, card: SAECard, *, device: torch.device) ->
         d_in=d_model,
         d_sae=d_sae,
         model_name=card.model.name,
-        hook_layer=hook_layer(card.hook),
+        hook_layer=parse_hook(card.hook).layer,
         device=device,
         dtype=torch.float32,
         hook_name=card.hook,

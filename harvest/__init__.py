@@ -2,12 +2,13 @@
 
 config.py       its settings
 version.py      its version
-run.py          the stage: take over, compute the rest, put in place
-estimate.py     what it asks of memory and disk, before it starts
+run.py          the stage: reuse shards, compute the rest, put the cache in place
+inputs.py       the language model and the text, found and identified
+estimate.py     what it needs of model, memory and disk, checked before it starts
 text.py         documents: standard library, files, hub data set
 tokens.py       packed windows, held-out documents apart
 activations.py  several hooks in one pass that ends at the deepest
 shards.py       the shards that are missing, computed and handed to the writer
 moments.py      exact sums of the stored rows
-remake.py       damaged shards again, for `store repair`
+repair.py       damaged shards harvested again, for `store repair`
 """

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from language_model.hooks import hook_layer
+from language_model.families import GEMMA
+from language_model.hooks import Hook, parse_hook
 
 
 @dataclass(frozen=True)
@@ -23,30 +24,34 @@ class CutModel:
 
     decoder: nn.Module
     layers: nn.ModuleList
-    hooks: tuple[str, ...]
+    hooks: dict[str, Hook]
+    """By name, in the order asked for."""
 
 
 def cut_model(model: PreTrainedModel, hooks: Sequence[str]) -> CutModel:
     """Takes off what lies behind the deepest hook: deeper layers, final norm and head.
 
-    Changes `model` in place, so that the deeper layers' memory can be had again. Raises ValueError where the model has
+    Changes `model` in place, so that the memory of the deeper layers is freed. Raises ValueError where the model has
     no such layers.
     """
-    decoder = model.base_model
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(decoder, "norm"):
+    decoder, names = model.base_model, GEMMA
+    layers = getattr(decoder, names.layers, None)
+    if not isinstance(layers, nn.ModuleList) or not hasattr(decoder, names.final_norm):
         raise ValueError(
-            f"expected a decoder with .layers and a final .norm, as Gemma has, got {type(model).__name__}. Choose "
-            "another language_model.name"
+            f"expected a decoder with .{names.layers} and a final .{names.final_norm}, as Gemma has, got "
+            f"{type(model).__name__}. Choose another language_model.name"
         )
-    deepest = max(hooks, key=hook_layer)
-    if hook_layer(deepest) >= len(layers):
+    parsed = {hook: parse_hook(hook) for hook in hooks}
+    deepest = max(parsed, key=lambda hook: parsed[hook].layer)
+    num_kept = parsed[deepest].layer + 1
+    if num_kept > len(layers):
         raise ValueError(
             f"expected hooks at layers 0 to {len(layers) - 1} of this model, got {deepest!r}. Correct harvest.hooks"
         )
-    kept = layers[: hook_layer(deepest) + 1]
-    decoder.layers, decoder.norm = kept, nn.Identity()
-    return CutModel(decoder=decoder, layers=kept, hooks=tuple(hooks))
+    kept = layers[:num_kept]
+    setattr(decoder, names.layers, kept)
+    setattr(decoder, names.final_norm, nn.Identity())
+    return CutModel(decoder=decoder, layers=kept, hooks=parsed)
 
 
 @torch.inference_mode()
@@ -54,8 +59,8 @@ def hidden_states(model: CutModel, tokens: Tensor) -> dict[str, Tensor]:
     """The residual stream (B, C, d) at each hook, as computed, for `tokens` (B, C) int64 without padding."""
     states: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        for hook in model.hooks:
-            handle = model.layers[hook_layer(hook)].register_forward_hook(_keep(states, hook))
+        for name, hook in model.hooks.items():
+            handle = model.layers[hook.layer].register_forward_hook(_keep(states, name))
             stack.callback(handle.remove)
         model.decoder(input_ids=tokens, use_cache=False)
     return states

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from language_model.hooks import hook_layer
+from language_model.hooks import parse_hook
+from store.codec.names import CodecName
 from store.record import Record
 
-Codec = Literal["bf16_planes_v1", "pcodec", "zstd", "blosc", "none"]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 """A list in params.yaml, a tuple here; its items stay strict."""
 
@@ -103,7 +103,7 @@ class HarvestConfig(Record):
     """Sequences in one compressed piece, the least that is read at once; a few MB are best."""
     chunks_per_shard: int = Field(gt=0, le=2**40)
     """Chunks in one file; a few hundred MB are best."""
-    codec: Codec
+    codec: CodecName
     """bf16_planes_v1 is smallest and fastest; the others can be read by zarr without this package."""
 
     @property
@@ -120,7 +120,7 @@ class HarvestConfig(Record):
     @classmethod
     def check_hooks(cls, hooks: tuple[str, ...]) -> tuple[str, ...]:
         for hook in hooks:
-            hook_layer(hook)
+            parse_hook(hook)
         if repeated := sorted({hook for hook in hooks if hooks.count(hook) > 1}):
             raise ValueError(f"expected every hook once, got {repeated[0]!r} more than once. Remove the repetition")
         return hooks

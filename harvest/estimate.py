@@ -1,4 +1,4 @@
-"""What a harvest asks of the model, of memory and of the disk, checked before it starts."""
+"""What a harvest needs of the model, of memory and of the disk, checked before it starts."""
 
 import shutil
 from pathlib import Path
@@ -9,10 +9,10 @@ from store.cache.spec import CacheSpec
 from store.identity import ModelIdentity
 
 MAX_SHARD_BYTES = 4 * 2**30
-
+"""Of one hook, uncompressed: a shard is built in memory."""
 
 BEST_COMPRESSION = 1.7
-"""Above what any codec reached on real activations, so that a harvest is refused only where it cannot fit."""
+"""More than any codec reached on real activations, so that a harvest is refused only if it cannot fit."""
 
 
 def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_positions: int) -> None:
@@ -33,6 +33,7 @@ def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_posi
 
 
 def check_free_space(folder: Path, spec: CacheSpec, *, num_rows: int) -> None:
+    """Raises ValueError where `num_rows` rows of every hook cannot fit on the disk of `folder`, even at best."""
     num_bytes = num_rows * spec.model.d_model * 2 * len(spec.hooks) / BEST_COMPRESSION
     free = shutil.disk_usage(folder).free
     if num_bytes > free:

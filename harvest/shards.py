@@ -1,4 +1,4 @@
-"""The shards that a harvest lacks: token windows in, rows out, while the writer's threads store those before."""
+"""The shards that are missing: token windows in, rows out, while the writer's threads store the shards before."""
 
 import functools
 from collections.abc import Sequence
@@ -11,14 +11,12 @@ from tqdm import tqdm
 
 from harvest.activations import cut_model, harvest_rows
 from harvest.config import HarvestConfig
+from harvest.inputs import Inputs
 from harvest.moments import shard_sums
-from harvest.text import TextSource
 from harvest.tokens import Windows, load_windows, pack, save_windows
 from language_model.load import load_model, load_tokenizer
 from store.cache.moments import ShardSums
-from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
-from store.identity import ModelIdentity
 from store.write.writer import CacheWriter
 
 MAX_PENDING_BYTES = 2**31
@@ -26,22 +24,21 @@ MAX_PENDING_BYTES = 2**31
 
 
 def missing_shards(writer: CacheWriter) -> list[tuple[Split, int]]:
+    """(split, number) of every shard that is not committed yet, in the order in which they are harvested."""
     return [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
 
 
-def packed_windows(
-    saved: Path, source: TextSource, config: HarvestConfig, *, folder: Path, identity: ModelIdentity
-) -> Windows:
-    """The token windows, from `saved` where an interrupted run left them: a large text is read once only."""
+def packed_windows(saved: Path, inputs: Inputs, config: HarvestConfig) -> Windows:
+    """The token windows, from the folder `saved` if an interrupted run left them there: a large text is read once."""
     if windows := load_windows(saved):
         return windows
     num_windows = config.num_sequences + config.num_held_out_sequences
     with tqdm(total=num_windows, unit="window", unit_scale=True, desc="tokens") as progress:
         windows = pack(
-            source.documents(),
-            load_tokenizer(folder),
-            bos_token_id=identity.bos_token_id,
-            vocab_size=identity.vocab_size,
+            inputs.text.documents(),
+            load_tokenizer(inputs.model_folder),
+            bos_token_id=inputs.spec.model.bos_token_id,
+            vocab_size=inputs.spec.model.vocab_size,
             context_length=config.context_length,
             num_sequences=config.num_sequences,
             num_held_out_sequences=config.num_held_out_sequences,
@@ -56,20 +53,21 @@ def harvest_shards(
     writer: CacheWriter,
     shards: Sequence[tuple[Split, int]],
     windows: Windows,
+    inputs: Inputs,
     *,
-    spec: CacheSpec,
-    folder: Path,
     device: str,
 ) -> None:
     """Computes `shards`, while the writer's threads encode and write those before."""
-    model = cut_model(load_model(folder, dtype=getattr(torch, spec.compute_dtype), device=device), spec.hooks)
+    spec = inputs.spec
+    whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
+    model = cut_model(whole, spec.hooks)
     num_rows = (len(windows.training) + len(windows.held_out)) * spec.rows_per_sequence
     num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
     with tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress:
         for split, shard in shards:
             first = shard * spec.sequences_per_shard
-            every = windows.training if split == "training" else windows.held_out
-            tokens = np.ascontiguousarray(every[first : first + writer.shard_sequences(shard, split)])
+            of_split = windows.training if split == "training" else windows.held_out
+            tokens = np.ascontiguousarray(of_split[first : first + writer.shard_sequences(shard, split)])
             rows = harvest_rows(
                 model,
                 tokens,

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from language_model.standard_library import is_held_out
 from store.atomic import file_sha256, read_json, write_json
+from store.cache.split import is_held_out
 from store.errors import StoreError
 
 PACKING = (
@@ -23,7 +23,7 @@ PACKING = (
     "documents end to end without a separator (empty ones add nothing), cut into windows of BOS and context_length - 1 "
     "tokens; the last, incomplete window is left out"
 )
-"""Recorded with the data; raise run.HARVEST_VERSION when the packing changes."""
+"""Recorded with the data; raise version.HARVEST_VERSION when the packing changes."""
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 4_000_000
@@ -55,6 +55,7 @@ class WindowStream:
 
     @property
     def is_full(self) -> bool:
+        """Whether every window is filled."""
         return self.num_filled == len(self.windows)
 
     def add(self, token_ids: NDArray[np.uint32]) -> None:
@@ -105,7 +106,7 @@ def pack(
         on_progress(num_new)
         if training.is_full and held_out.is_full:
             return Windows(training=training.windows, held_out=held_out.windows)
-    raise TooLittleText(_shortage(training, held_out, held_out_fraction=held_out_fraction))
+    raise TooLittleText(_too_little_text(training, held_out, held_out_fraction=held_out_fraction))
 
 
 def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> list[NDArray[np.uint32]]:
@@ -144,7 +145,7 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
         yield texts
 
 
-def _shortage(training: WindowStream, held_out: WindowStream, *, held_out_fraction: float) -> str:
+def _too_little_text(training: WindowStream, held_out: WindowStream, *, held_out_fraction: float) -> str:
     num_wanted, context_length = training.windows.shape
     rows_per_sequence = context_length - 1
     advice = f"Lower harvest.num_held_out_sequences, raise held_out_fraction ({held_out_fraction:g}) or give more text"

@@ -1,7 +1,8 @@
 """Which language model it is, how it is loaded, and the embedded one.
 
 config.py            its settings
-hooks.py             names of the places where activations are read
+families.py          the names of a family's parts and settings
+hooks.py             the places where activations are read
 load.py              a name to a checked checkpoint, its identity, the model
 standard_library.py  the text that every Python carries
 train_embedded.py    trains the embedded model (by hand, once)

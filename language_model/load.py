@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
+from language_model.families import GEMMA
 from store.atomic import file_sha256, read_json
 from store.identity import ModelIdentity
 
@@ -125,16 +126,15 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
 
     A folder inside a hub cache is named by its commit; that commit is recorded, whatever branch or tag was asked for.
     """
-    config = read_json(folder / "config.json")
+    config, keys = read_json(folder / "config.json"), GEMMA
     commit = folder.name if folder.parent.name == "snapshots" else revision
     tokenizer_files = [path for path in sorted(folder.glob("tokenizer*")) if path.is_file()]
-    missing = [
-        key for key in ("hidden_size", "num_hidden_layers", "vocab_size") if not isinstance(config.get(key), int)
-    ]
-    bos = config.get("bos_token_id")
+    wanted = (keys.d_model, keys.num_layers, keys.vocab_size)
+    missing = [key for key in wanted if not isinstance(config.get(key), int)]
+    bos = config.get(keys.bos_token_id)
     if missing or not isinstance(bos, int):
         raise ModelUnavailable(
-            f"expected {folder / 'config.json'} to state {', '.join(missing) or 'bos_token_id'} as a number. "
+            f"expected {folder / 'config.json'} to state {', '.join(missing) or keys.bos_token_id} as a number. "
             "Only decoder-only text models with a BOS token are supported"
         )
     return ModelIdentity(
@@ -142,9 +142,9 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
         revision=commit,
         weights_sha256=_files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))]),
         tokenizer_sha256=_files_digest(tokenizer_files),
-        d_model=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        vocab_size=config["vocab_size"],
+        d_model=config[keys.d_model],
+        num_layers=config[keys.num_layers],
+        vocab_size=config[keys.vocab_size],
         bos_token_id=bos,
     )
 

@@ -57,13 +57,3 @@ def corpus_digest() -> str:
         digest.update(f"{name}\0{len(text)}\0".encode())
         digest.update(text.encode())
     return digest.hexdigest()
-
-
-def is_held_out(text: str, *, fraction: float) -> bool:
-    """Whether a document belongs to the held-out part.
-
-    A pure function of the text, so that equal documents land on one side, a larger corpus moves nothing from one side
-    to the other, and a larger fraction only adds documents.
-    """
-    first_8_bytes = hashlib.sha256(b"held-out\0" + text.encode()).digest()[:8]
-    return int.from_bytes(first_8_bytes, "big") < fraction * 2**64

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from language_model.load import EMBEDDED_FOLDER
-from language_model.standard_library import corpus_digest, documents, is_held_out
+from language_model.standard_library import corpus_digest, documents
+from store.cache.split import is_held_out
 
 SEED = 0
 VOCAB_SIZE = 4096

@@ -1,11 +1,12 @@
 """Every byte that crosses a stage: the activation cache and the SAE artefact.
 
 record.py       frozen records and their digests
-record_file.py  records as files with their own digest inside
+record_file.py  records as files that hold their own digest
 identity.py     which language model it was; small checked types
 errors.py       what can be wrong with our files
 atomic.py       files whole or not at all, folders swapped by renames
 lease.py        one writer per folder, on one machine or many
+process.py      which machine this is, and when a process of it started
 codec/          bytes of a chunk: the plane split and the other codecs
 cache/          what a cache is: spec, manifest, names and order of its files
 files/          where its files are: a folder, a bucket, a server

@@ -22,7 +22,7 @@ def temporary_neighbour(path: Path, *, token: str = "") -> Path:
 
 
 def clear_leftovers(folder: Path, *, token: str = "") -> None:
-    """Removes temporary files of dead writers below `folder`: all, but those of workers under the lease `token`."""
+    """Removes temporary files below `folder` that dead writers left. Those of workers under the lease `token` stay."""
     for path in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
         if not token or path.name.split(".")[-3:-2] != [token]:
             path.unlink(missing_ok=True)
@@ -49,13 +49,16 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], *, token: str =
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"could not write {path}: {error.strerror}. Free some space or choose another folder"
-        ) from error
+        raise could_not_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return nbytes, hasher.hexdigest()
+
+
+def could_not_write(what: Path | str, error: OSError) -> OSError:
+    """The error to raise when writing `what` failed with `error`: names it and says what to do."""
+    return OSError(error.errno, f"could not write {what}: {error.strerror}. Free some space or choose another folder")
 
 
 def _write_whole(file: io.FileIO, part: bytes | memoryview) -> int:
@@ -87,12 +90,12 @@ def parse_json(data: bytes, *, where: str) -> Any:  # noqa: ANN401 - whatever JS
         return json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         raise StoreError(
-            f"expected JSON in {where}, found something else ({error}). Restore or remake the file"
+            f"expected JSON in {where}, found something else ({error}). Restore the file or make it again"
         ) from error
 
 
 def sync_file(path: Path) -> None:
-    """Makes the bytes of a file durable, whoever wrote them."""
+    """Makes the bytes of a file durable, whichever process wrote them."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -17,14 +17,14 @@ RESERVED_NAMES = ("tokens", "shards", "held_out")
 """What stands beside the hooks in a cache, and so cannot be the name of one."""
 
 
-def check_hook_name(hook: str) -> str:
+def _check_hook_name(hook: str) -> str:
     """A hook names a folder of the cache: letters, digits and underscores between single dots or dashes."""
     if not re.fullmatch(r"\w+([.-]\w+)*", hook, flags=re.ASCII) or hook in RESERVED_NAMES or len(hook) > 200:
         raise ValueError(f"expected a hook such as blocks.2.hook_resid_post, got {hook[:200]!r}")
     return hook
 
 
-HookName = Annotated[str, AfterValidator(check_hook_name)]
+HookName = Annotated[str, AfterValidator(_check_hook_name)]
 
 
 class ModelIdentity(Record):

@@ -11,8 +11,8 @@ lease is making the next number, and two contenders cannot both win. A lease is 
   machines may differ as they like.
 
 A holder that was stopped for longer finds at its next `check` that the lease is another's, and gives up. What is
-written between a check and the take-over does no harm: files appear whole, and the same shard is the same bytes whoever
-makes it.
+written between a check and the take-over does no harm: files appear whole, and a shard has the same bytes from any
+process.
 """
 
 import contextlib
@@ -28,7 +28,9 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from store.atomic import could_not_write
 from store.errors import Busy, LostLease
+from store.process import machine_name, start_time
 from store.record import Record
 
 LEASE_SECONDS: Final = 60.0
@@ -36,7 +38,7 @@ _RENEWALS_PER_LEASE: Final = 6
 _FOLDER: Final = ".lease"
 _MAX_NBYTES: Final = 2**16
 _NUM_KEPT: Final = 8
-"""Earlier numbers that stay, for a contender that saw one of them and was then slow: its number must be taken."""
+"""Old lease files that stay. A slow contender that saw one of them then finds the number that it tries to be taken."""
 
 
 class LeaseRecord(Record):
@@ -83,10 +85,11 @@ class Lease:
 
     @property
     def token(self) -> str:
+        """Names this lease among all there ever were."""
         return self.record.token
 
     def check(self) -> None:
-        """Raises `LostLease` when another process has taken over: call it before writing what only one may write."""
+        """Raises `LostLease` when another process holds the lease now. Call it before a write that only one may do."""
         numbers = _numbers(self.folder)
         if numbers and numbers[-1] == self._number and _same_file(self._descriptor, self._path):
             os.utime(self._descriptor)
@@ -134,9 +137,7 @@ def acquire(folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
         draft.write_text(record.model_dump_json())
         won = _link(draft, path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"could not write {path}: {error.strerror}. Free some space or choose another folder"
-        ) from error
+        raise could_not_write(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
     numbers = _numbers(folder)
@@ -145,7 +146,7 @@ def acquire(folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
             path.unlink(missing_ok=True)
         winner = _current(folder)
         raise _busy(folder, winner) if winner else Busy(f"{folder} was taken at this moment. Run this again")
-    _tidy(folder, numbers, seconds=lease_seconds)
+    _remove_old_files(folder, numbers, seconds=lease_seconds)
     return Lease(folder, record, number=number)
 
 
@@ -194,10 +195,10 @@ def _current(folder: Path) -> _Found | None:
     return None
 
 
-def _tidy(folder: Path, numbers: list[int], *, seconds: float) -> None:
-    """Removes numbers that nobody can be about to take, and what killed processes left."""
-    for earlier in numbers[:-_NUM_KEPT]:
-        _lease_path(folder, earlier).unlink(missing_ok=True)
+def _remove_old_files(folder: Path, numbers: list[int], *, seconds: float) -> None:
+    """Removes lease files whose numbers nobody can be about to take, and what killed processes left."""
+    for number in numbers[:-_NUM_KEPT]:
+        _lease_path(folder, number).unlink(missing_ok=True)
     now = _now(folder)
     for leftover in (folder / _FOLDER).glob("*.[dp]r*"):  # drafts and probes
         with contextlib.suppress(FileNotFoundError):
@@ -224,37 +225,18 @@ def _is_free(found: _Found) -> bool:
 
 def _is_dead(record: LeaseRecord) -> bool:
     """Whether the holder ran on this machine and runs no more."""
-    if not record.machine or record.machine != _machine():
+    if not record.machine or record.machine != machine_name():
         return False
-    return _start_time(record.process) != record.started
-
-
-def _machine() -> str:
-    """This boot of this machine, seen from this process namespace; "" where there is no such thing."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_time(process: int) -> str:
-    """When a process of this machine started, in ticks since boot; "" when there is none or it is a zombie."""
-    try:
-        # After the name, which may hold anything: state is field 3, start time field 22 (proc(5)).
-        fields = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    return start_time(record.process) != record.started
 
 
 def _own_record(lease_seconds: float) -> LeaseRecord:
     return LeaseRecord(
         token=uuid.uuid4().hex[:16],
         host=socket.gethostname(),
-        machine=_machine(),
+        machine=machine_name(),
         process=os.getpid(),
-        started=_start_time(os.getpid()),
+        started=start_time(os.getpid()),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         lease_seconds=lease_seconds,
     )

@@ -1,8 +1,8 @@
-"""Records as files that show every change of a byte: their own digest is in them, and no two files say the same.
+"""Records as files that hold their own digest, so that a change of any byte is found.
 
-A sealed file is the JSON of a record with one more key, `self_sha256`, the digest of all the others. Only the very
-bytes that writing the parsed record again would give are accepted, so that even a change that JSON does not mind (a
-space, an escape, a repeated key, 1.0 for 1) is found without knowing anything but the file.
+A record file is the JSON of a record with one more key, `self_sha256`, the digest of all the others. It is accepted
+only if writing the record again would give the same bytes. So even a change that means nothing in JSON (a space, an
+escape, a repeated key, 1.0 for 1) is found, without another file to compare.
 """
 
 import json
@@ -15,74 +15,73 @@ from store.atomic import json_bytes, parse_json, write_parts
 from store.errors import DamagedFile, StoreError
 from store.record import Record, digest, plain
 
-SEAL: Final = "self_sha256"
+DIGEST_KEY: Final = "self_sha256"
 MAX_NBYTES = 2**28
-"""No record is larger; a file that is would only cost memory before it is refused."""
+"""No record is larger. A larger file is refused before it is read."""
 
 RecordKind = TypeVar("RecordKind", bound=Record)
 
 
-def seal(record: Record) -> bytes:
-    """The sealed bytes of a record."""
+def record_bytes(record: Record) -> bytes:
+    """The bytes of the file of a record: its JSON, with its digest."""
     value: dict[str, Any] = plain(record)
-    return json_bytes(value | {SEAL: digest(value)})
+    return json_bytes(value | {DIGEST_KEY: digest(value)})
 
 
-def write_sealed(path: Path, record: Record, *, token: str = "") -> None:
-    """Writes the sealed record whole or not at all; `token` as in `store.atomic.write_parts`."""
-    write_parts(path, (seal(record),), token=token)
+def write_record_file(path: Path, record: Record, *, token: str = "") -> None:
+    """Writes the file of a record, whole or not at all; `token` as in `store.atomic.write_parts`."""
+    write_parts(path, (record_bytes(record),), token=token)
 
 
-def read_sealed(kind: type[RecordKind], path: Path) -> RecordKind:
-    """Reads a sealed record; a StoreError names the file and the first thing wrong with it."""
-    return parse_sealed(kind, read_small(path), where=str(path))
+def read_record_file(kind: type[RecordKind], path: Path) -> RecordKind:
+    """Reads the file of a record; a StoreError names the file and the first thing wrong with it."""
+    return parse_record_file(kind, _read_small(path), where=str(path))
 
 
-def parse_sealed(kind: type[RecordKind], data: bytes, *, where: str) -> RecordKind:
-    """The record in the sealed bytes of a file called `where`.
+def parse_record_file(kind: type[RecordKind], data: bytes, *, where: str) -> RecordKind:
+    """The record in the bytes of its file; `where` is the file's name, for messages.
 
     Raises:
         DamagedFile: its digest or its bytes are not those that were written.
         StoreError: it is no such record.
     """
     value = parse_json(data, where=where)
-    if not isinstance(value, dict) or not isinstance(value.get(SEAL), str):
+    if not isinstance(value, dict) or not isinstance(value.get(DIGEST_KEY), str):
         raise StoreError(
-            f"expected {where} to hold a {kind.__name__} with its digest in {SEAL!r}, found none. "
-            "It was made by another version or damaged: restore or remake it"
+            f"expected {where} to hold a {kind.__name__} with its digest in {DIGEST_KEY!r}, found none. "
+            "Another version made it, or it is damaged: restore it or make it again"
         )
-    expected = value.pop(SEAL)
+    expected = value.pop(DIGEST_KEY)
     try:
         got = digest(value)
-    except (ValueError, RecursionError) as error:  # JSON lets infinities in, no record holds any
-        raise DamagedFile(f"expected finite numbers in {where} ({error}). Restore or remake the file") from error
+    except (ValueError, RecursionError) as error:  # JSON allows infinities, a record does not
+        raise DamagedFile(f"expected finite numbers in {where} ({error}). Restore the file or make it again") from error
     if got != expected:
         raise DamagedFile(
             f"expected {where} to have the digest {expected[:64]!r} that it states, got {got}: its bytes changed since "
             "they were written. Run `pipeline.py store repair`, restore the file or harvest again"
         )
     record = _validate(kind, value, where)
-    if seal(record) != data:
+    if record_bytes(record) != data:
         raise DamagedFile(
-            f"expected {where} to be spelled as it was written, but writing its {kind.__name__} again gives other "
-            "bytes: it was changed since. Run `pipeline.py store repair`, restore the file or harvest again"
+            f"expected {where} to be as it was written, but writing its {kind.__name__} again gives other bytes: "
+            "it was changed since. Run `pipeline.py store repair`, restore the file or harvest again"
         )
     return record
 
 
-def parse_record(kind: type[RecordKind], path: Path) -> RecordKind:
-    """Reads a record from a JSON file without a seal; a StoreError names the file and the first thing wrong with it."""
-    return _validate(kind, parse_json(read_small(path), where=str(path)), str(path))
+def read_plain_record(kind: type[RecordKind], path: Path) -> RecordKind:
+    """Reads a record from a JSON file without a digest; a StoreError names the file and what is wrong with it."""
+    return _validate(kind, parse_json(_read_small(path), where=str(path)), str(path))
 
 
-def read_small(path: Path) -> bytes:
-    """The bytes of a file that holds a record."""
-    check_small(path.stat().st_size, where=str(path))
+def _read_small(path: Path) -> bytes:
+    check_record_size(path.stat().st_size, where=str(path))
     return path.read_bytes()
 
 
-def check_small(nbytes: int, *, where: str) -> None:
-    """Refuses a file that is larger than any record before it is read."""
+def check_record_size(nbytes: int, *, where: str) -> None:
+    """StoreError for a file that is larger than any record: call it before the file is read."""
     if nbytes > MAX_NBYTES:
         raise StoreError(f"expected at most {MAX_NBYTES} bytes of JSON in {where}, got {nbytes}. Restore the file")
 
@@ -96,5 +95,5 @@ def _validate(kind: type[RecordKind], value: object, where: str) -> RecordKind:
         problem = str(first["msg"]).removeprefix("Value error, ")
         raise StoreError(
             f"expected {where} to hold a {kind.__name__}, but {place}: {problem}. "
-            "It was made by another version or damaged: restore or remake it"
+            "Another version made it, or it is damaged: restore it or make it again"
         ) from error

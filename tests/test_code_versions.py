@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from compute.code_version import CodeVersion, code_digest, python_files, tell_if_edited
-from harvest.run import cache_spec
+from evaluate.benchmarks.registry import BENCHMARKS
+from harvest.inputs import open_inputs
 from harvest.version import HARVEST_VERSION
-from language_model.load import identify, resolve
 from params import load_params
 from store.cache.spec import CacheSpec
 from tests.imports import ROOT, closure
@@ -23,6 +23,12 @@ from train.version import TRAIN_VERSION
 VERSIONS: dict[str, tuple[CodeVersion, str]] = {
     "harvest/version.py": (HARVEST_VERSION, "harvest/run.py"),
     "train/version.py": (TRAIN_VERSION, "train/task.py"),
+} | {
+    f"evaluate/benchmarks/registry.py, {benchmark.name}": (
+        benchmark.version,
+        f"{benchmark.module.replace('.', '/')}.py",
+    )
+    for benchmark in BENCHMARKS.values()
 }
 """Where a version stands, and the file from which all that it speaks of is imported."""
 
@@ -33,6 +39,7 @@ SHARED = {
     "store/files": "whatever it reads is compared with checksums",
     "store/identity.py": "names and limits of fields; what is in them is part of every key",
     "store/lease.py": "who may write, not what",
+    "store/process.py": "which process holds a lease",
     "store/record.py": "a change would change every key",
     "store/record_file.py": "a record that is read is the one that was written, by its digest",
 }
@@ -51,9 +58,20 @@ WAIVED = {
         "compute/stop.py": "decides when a run stops, and it continues to the same bytes",
         "train/checks.py": "refuses, or does not",
         "train/telemetry.py": "shows what is logged elsewhere",
-        "train/tensorboard.py": "shows what is logged elsewhere",
         "train/version.py": "the version itself",
     },
+} | {
+    f"evaluate/benchmarks/registry.py, {name}": {
+        "evaluate/config.py": "settings are part of a result's inputs",
+        "store/atomic.py": "how files are put in place, not what is in them",
+        "store/errors.py": "words",
+        "store/identity.py": "names and limits of fields",
+        "store/record.py": "a change would change every key",
+        "store/record_file.py": "a record that is read is the one that was written, by its digest",
+        "store/sae/artefact.py": "weights are checked against the digest that is part of a result's inputs",
+    }
+    | ({"store/sae/weights.py": "what the type holds; nothing is encoded"} if name == "geometry" else {})
+    for name in BENCHMARKS
 }
 """Files that are imported and do not decide results, each with its reason."""
 
@@ -79,7 +97,7 @@ def test_every_file_that_a_result_comes_through_is_in_the_list_or_waived_with_a_
 @pytest.mark.parametrize("where", VERSIONS)
 def test_no_waiver_and_no_entry_is_left_over(where: str) -> None:
     version, start = VERSIONS[where]
-    reached = closure([Path(start)])
+    reached = closure([Path(start), Path("evaluate/set_up.py")] if "evaluate" in where else [Path(start)])
     for name in (*version.files, *WAIVED[where]):
         assert reached & set(python_files((name,))), f"{name} is imported by nothing that {start} imports"
 
@@ -100,17 +118,15 @@ def test_variants_of_edited_code_have_keys_of_their_own(unlike: CodeVersion, mon
 
 
 def test_a_cache_of_edited_code_is_another_cache(unlike: CodeVersion, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = load_params(ROOT / "params.yaml")
-    identity = identify(resolve("embedded", None), "embedded", None)
+    profile = load_params(ROOT / "params.yaml").profile
 
     def spec() -> CacheSpec:
-        return cache_spec(params.profile.harvest, identity=identity, lineage={"kind": "a"}, compute_dtype="float32")
+        return open_inputs(profile.harvest, profile.language_model).spec
 
     confirmed = spec()
-    assert confirmed.text == {"kind": "a"}
-    monkeypatch.setattr("harvest.run.HARVEST_VERSION", unlike)
+    monkeypatch.setattr("harvest.inputs.HARVEST_VERSION", unlike)
     assert spec().digest != confirmed.digest
-    assert spec().text == {"kind": "a", "edited_harvest_code": unlike.edited()}
+    assert spec().text == {**confirmed.text, "edited_harvest_code": unlike.edited()}
 
 
 def test_a_stage_says_that_its_code_was_edited_and_what_to_do(

@@ -25,6 +25,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="fded2926744dba56d87d1e258f1315b286048e29040d6a8e3eb724ee64ca9b92",
+    code_sha256="8992f88004cdefc1c3ffa474d0209c30d44b6bef780900102da44032af390d56",
 )
 """Raised by hand when the same inputs give other weights or another log."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compute.code_version import CodeVersion
 from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
 from store.record import Record
 
@@ -21,7 +22,7 @@ class Benchmark:
 
     name: str
     module: str
-    version: int
+    version: CodeVersion
     """Raised by hand when the same inputs give other metrics: results of other versions are not reused."""
     needs_language_model: bool
     metrics: tuple[str, ...]
@@ -43,7 +44,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             name="core",
             module="evaluate.benchmarks.core",
-            version=1,
+            version=CodeVersion(
+                number=1,
+                files=(
+                    "evaluate/benchmarks/context.py",
+                    "evaluate/benchmarks/core.py",
+                    "evaluate/sae_bench.py",
+                    "evaluate/set_up.py",
+                    "language_model/hooks.py",
+                    "language_model/load.py",
+                    "store/sae/weights.py",
+                ),
+                code_sha256="a38dfe58f88f765f34a6cbf11c4144e765b7e0f3ef311e503645d5d132bb8ad6",
+            ),
             needs_language_model=True,
             metrics=(
                 "explained_variance",
@@ -70,7 +83,15 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             name="geometry",
             module="evaluate.benchmarks.geometry",
-            version=1,
+            version=CodeVersion(
+                number=1,
+                files=(
+                    "evaluate/benchmarks/context.py",
+                    "evaluate/benchmarks/geometry.py",
+                    "store/sae/geometry.py",
+                ),
+                code_sha256="330e66f93ef90cda5c36c41b259dfb8a31e91f350225d16dddce6b6a920558fc",
+            ),
             needs_language_model=False,
             metrics=(
                 "penalty",

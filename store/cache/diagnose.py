@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from store.errors import IncompleteCache, MismatchedCache, StoreError
+from store.identity import RESERVED_NAMES
 
 _MAX_NAMES = 5
-_OURS = ("tokens", "held_out", "shards")
 
 
 def why_no_cache(folder: Path) -> StoreError:
@@ -21,7 +21,7 @@ def why_no_cache(folder: Path) -> StoreError:
         return IncompleteCache(
             f"expected an activation cache in {folder}, found an empty folder. Harvest or pull it first"
         )
-    if any(name in _OURS for name in names):
+    if any(name in RESERVED_NAMES for name in names):
         return IncompleteCache(
             f"expected {folder / 'manifest.json'}, found none: the cache is not finished or only partly pulled. "
             f"Run `dvc repro harvest` to finish it, or `dvc pull {folder}` to fetch it"

@@ -15,14 +15,14 @@ from store.cache.moments import Moments, ShardSums
 from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, split_folder, token_shard_path
 from store.cache.spec import CacheSpec, check_spec
 from store.cache.split import SPLITS, Split
-from store.codec.registry import CodecName
+from store.codec.names import CodecName
 from store.errors import IncompleteCache, MismatchedCache
 from store.files.local import LocalFiles
 from store.files.open import Place, open_files
 from store.files.protocol import address
 from store.identity import Count, HookName, Sha256, Size
 from store.record import Record, digest
-from store.record_file import check_small, parse_sealed
+from store.record_file import check_record_size, parse_record_file
 
 FORMAT: Final = "activation-cache/2"
 MAX_CHUNK_NBYTES = 2**32
@@ -105,7 +105,7 @@ class Manifest(Record):
             raise ValueError(
                 f"expected {expected} files for {num_shards} shards and {len(spec.hooks)} hooks, got {len(self.files)}"
             )
-        _check_names(self.files, expected_files(self))
+        _check_names(self.files, _expected_files(self))
         _check_moments(self)
         _check_sizes(self)
         return self
@@ -138,7 +138,7 @@ class Manifest(Record):
         return 2 * sum(self.split_rows(split) for split in SPLITS) * self.spec.model.d_model
 
 
-def expected_files(manifest: Manifest) -> Iterator[str]:
+def _expected_files(manifest: Manifest) -> Iterator[str]:
     """The names of all files that a cache of this spec and size has, but for the manifest."""
     hooks = manifest.spec.hooks
     for split in SPLITS:
@@ -206,7 +206,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
                 else "It is another software's"
             )
         )
-    return parse_sealed(Manifest, data, where=where)
+    return parse_record_file(Manifest, data, where=where)
 
 
 def load_manifest(location: Place, *, expected: CacheSpec | None = None) -> Manifest:
@@ -231,7 +231,7 @@ def load_manifest(location: Place, *, expected: CacheSpec | None = None) -> Mani
         raise IncompleteCache(
             f"expected {where}, found none: no cache, or one that is not uploaded whole. Correct the URL, or upload it"
         )
-    check_small(nbytes, where=where)
+    check_record_size(nbytes, where=where)
     manifest = parse_manifest(files.read(MANIFEST_FILE), where=where)
     if expected is not None:
         check_spec(manifest.spec, expected, where=where)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from store.codec.registry import CodecName
+from store.codec.names import CodecName
 from store.errors import MismatchedCache
 from store.identity import HookName, ModelIdentity, Size
 from store.record import Record, digest, plain
@@ -49,14 +49,17 @@ class CacheSpec(Record):
 
     @property
     def rows_per_chunk(self) -> int:
+        """Rows of a full chunk."""
         return self.sequences_per_chunk * self.rows_per_sequence
 
     @property
     def sequences_per_shard(self) -> int:
+        """Sequences of a full shard."""
         return self.sequences_per_chunk * self.chunks_per_shard
 
     @property
     def rows_per_shard(self) -> int:
+        """Rows of a full shard."""
         return self.sequences_per_shard * self.rows_per_sequence
 
     def num_shards(self, num_sequences: int) -> int:
@@ -66,7 +69,7 @@ class CacheSpec(Record):
 
 def check_spec(found: CacheSpec, expected: CacheSpec, *, where: str) -> None:
     """Raises MismatchedCache with the first setting in which two specs differ."""
-    difference = first_difference(plain(expected), plain(found))
+    difference = _first_difference(plain(expected), plain(found))
     if difference is not None:
         name, wanted, got = difference
         raise MismatchedCache(
@@ -75,12 +78,12 @@ def check_spec(found: CacheSpec, expected: CacheSpec, *, where: str) -> None:
         )
 
 
-def first_difference(expected: JsonValue, found: JsonValue, name: str = "") -> tuple[str, JsonValue, JsonValue] | None:
+def _first_difference(expected: JsonValue, found: JsonValue, name: str = "") -> tuple[str, JsonValue, JsonValue] | None:
     """(dotted name, expected, found) of the first place where two JSON values differ; None where they are equal."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in sorted(expected.keys() | found.keys()):
             inner = f"{name}.{key}" if name else key
-            if difference := first_difference(expected.get(key), found.get(key), inner):
+            if difference := _first_difference(expected.get(key), found.get(key), inner):
                 return difference
         return None
     return None if expected == found else (name, expected, found)

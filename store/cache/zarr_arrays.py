@@ -1,6 +1,7 @@
 """The arrays of a cache as zarr's metadata spell them, and the bytes of a chunk of tokens."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,33 @@ import zarr
 from numcodecs import zstd
 from numpy.typing import NDArray
 
+from store.cache.paths import split_folder
 from store.cache.spec import CacheSpec
+from store.cache.split import Split
 from store.codec.checksum import crc32c
 from store.codec.registry import Parts, zarr_codecs
 
 TOKEN_ZSTD_LEVEL = 3
 
 
-def create_row_array(group: Path, hook: str, spec: CacheSpec, *, num_sequences: int) -> None:
+def write_metadata(folder: Path, spec: CacheSpec, num_sequences: Mapping[Split, int]) -> list[str]:
+    """Writes every zarr.json of a cache in `folder`, with so many sequences by split; returns their names."""
+    written = []
+    for split, number in num_sequences.items():
+        prefix = split_folder(split)
+        names = [f"{prefix}{array}zarr.json" for array in ("", "tokens/", *(f"{hook}/" for hook in spec.hooks))]
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        group = folder / prefix
+        zarr.create_group(group, zarr_format=3)
+        _create_token_array(group, spec, num_sequences=number)
+        for hook in spec.hooks:
+            _create_row_array(group, hook, spec, num_sequences=number)
+        written += names
+    return written
+
+
+def _create_row_array(group: Path, hook: str, spec: CacheSpec, *, num_sequences: int) -> None:
     """Writes the zarr.json of one hook's rows."""
     serializer, compressors = zarr_codecs(spec.codec)
     with warnings.catch_warnings():
@@ -36,7 +56,7 @@ def create_row_array(group: Path, hook: str, spec: CacheSpec, *, num_sequences: 
         )
 
 
-def create_token_array(group: Path, spec: CacheSpec, *, num_sequences: int) -> None:
+def _create_token_array(group: Path, spec: CacheSpec, *, num_sequences: int) -> None:
     """Writes the zarr.json of the token windows."""
     zarr.create_array(
         group,

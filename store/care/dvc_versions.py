@@ -2,7 +2,7 @@
 
 A stage that makes many independent pieces looks here for those that still fit before it computes any. DVC removes an
 output before its stage runs, but its cache keeps the files: dvc.lock still describes the previous run while a stage
-runs, and the run-cache describes older ones. Everything here degrades to nothing: without DVC there are no pieces.
+runs, and the run-cache describes older ones. Without DVC, or where its records cannot be read, no pieces are found.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def earlier_outputs(output: str) -> Iterator[dict[str, Path]]:
     for md5 in _recorded_versions(output, cache):
         if md5 not in seen:
             seen.add(md5)
-            files = _files_of(cache, md5)
+            files = _version_files(cache, md5)
             if files:
                 yield files
 
@@ -82,7 +82,7 @@ def _digests(stage: object, output: str) -> Iterator[str]:
             yield str(out["md5"])
 
 
-def _files_of(cache: Path, md5: str) -> dict[str, Path]:
+def _version_files(cache: Path, md5: str) -> dict[str, Path]:
     """The files of a directory version that are in the cache; a partly fetched version gives those it has."""
     try:
         entries = json.loads((cache / "files" / "md5" / md5[:2] / md5[2:]).read_text())
@@ -113,7 +113,7 @@ FetchFile = Callable[[str, Path], bool]
 
 @contextlib.contextmanager
 def remote_files(output: str) -> Iterator[FetchFile]:
-    """Gives a function that fetches single files of a DVC output from its remote, whatever the workspace or cache hold.
+    """Gives a function that fetches single files of a DVC output from its remote and from nowhere else.
 
     Args:
         output: the folder as dvc.yaml or a .dvc file spells it, relative to the repository's root.

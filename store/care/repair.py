@@ -14,10 +14,10 @@ from store.care.dvc_versions import FetchFile, earlier_outputs, remote_files
 from store.care.verify import find_problems, unlisted_files
 from store.errors import DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import Lease, exclusive_lock
-from store.record_file import write_sealed
+from store.record_file import write_record_file
 
-Remake = Callable[[Manifest, Path, Lease], None]
-"""Makes the cache that a manifest describes in a folder: what is whole is taken over, the rest harvested again."""
+HarvestAgain = Callable[[Manifest, Path, Lease], None]
+"""Makes the cache of a manifest in a folder: whole shards are reused, the others harvested again."""
 
 _MAX_LISTED = 10
 
@@ -30,10 +30,10 @@ class Repaired:
     """What was wrong."""
     restored: list[str] = field(default_factory=list)
     """Put back from a copy with the recorded bytes."""
-    remade: list[str] = field(default_factory=list)
+    harvested: list[str] = field(default_factory=list)
     """Harvested again, with the recorded bytes."""
     changed: list[str] = field(default_factory=list)
-    """Harvested again, with other bytes, which were asked for."""
+    """Harvested again, with other bytes, which the caller accepted."""
     unlisted: list[str] = field(default_factory=list)
     """Files that do not belong there, and were left alone."""
 
@@ -43,7 +43,7 @@ def repair(
     *,
     output: str,
     scratch: Path,
-    remake: Remake | None,
+    harvest_again: HarvestAgain | None,
     accept_different_bytes: bool,
     num_threads: int,
 ) -> Repaired:
@@ -53,7 +53,7 @@ def repair(
         folder: of the cache.
         output: the same folder as DVC knows it, relative to the working folder; "" where DVC has nothing to do with it.
         scratch: a folder to work in, on the same disk.
-        remake: harvests what no copy was found of; None to do without.
+        harvest_again: harvests the shards of which no copy was found; None to do without.
         accept_different_bytes: let harvested shards differ from the recorded ones; the cache then has another digest,
             and its lineage says which shards.
         num_threads: files read at once.
@@ -70,24 +70,24 @@ def repair(
         missing = sorted(found, key=lambda name: -manifest.files[name].nbytes)
         missing = _restore_copies(folder, manifest, missing, earlier_outputs(output) if output else (), done=done)
         missing = _restore_fetched(folder, manifest, missing, fetch, scratch=scratch, done=done)
-        if missing and remake is None:
+        if missing and harvest_again is None:
             raise StoreError(
                 f"found no copy with the recorded bytes of {_listing(folder, missing)} in DVC's cache or remote. "
                 "Allow them to be harvested again, or fetch the cache from where it was made"
             )
-        if missing and remake is not None:
-            print(f"repair: {len(missing)} files are to be made again", file=sys.stderr)
+        if missing and harvest_again is not None:
+            print(f"repair: {len(missing)} files are harvested again", file=sys.stderr)
             made = scratch / "cache"
-            remake(manifest, made, lease)
+            harvest_again(manifest, made, lease)
             lease.check()
-            _take_remade(folder, manifest, missing, made, accept=accept_different_bytes, done=done)
+            _take_harvested(folder, manifest, missing, made, accept=accept_different_bytes, done=done)
         done.unlisted = unlisted_files(folder, load_manifest(folder))
     shutil.rmtree(scratch)
     return done
 
 
 def _manifest(folder: Path, output: str, fetch: FetchFile, *, scratch: Path, done: Repaired) -> Manifest:
-    """The cache's manifest; a damaged one is restored first, because all else is judged by it."""
+    """The cache's manifest; a damaged one is restored first, because all other files are checked against it."""
     path = folder / MANIFEST_FILE
     try:
         return load_manifest(folder)
@@ -110,8 +110,8 @@ def _manifest(folder: Path, output: str, fetch: FetchFile, *, scratch: Path, don
         print(f"repair: {path} is restored from {source}", file=sys.stderr)
         return manifest
     raise IncompleteCache(
-        f"{damage}\nfound no whole copy of {path} in DVC's cache or remote, and without it no file can be judged. "
-        "Run `python pipeline.py harvest`: it takes over every shard that is whole and makes the rest again"
+        f"{damage}\nfound no whole copy of {path} in DVC's cache or remote, and without it no file can be checked. "
+        "Run `python pipeline.py harvest`: it keeps every shard that is whole and makes the others again"
     ) from damage
 
 
@@ -160,7 +160,7 @@ def _is_as_recorded(path: Path, manifest: Manifest, name: str) -> bool:
     return path.is_file() and path.stat().st_size == record.nbytes and file_sha256(path) == record.sha256
 
 
-def _take_remade(
+def _take_harvested(
     folder: Path, manifest: Manifest, missing: list[str], made: Path, *, accept: bool, done: Repaired
 ) -> None:
     """Puts harvested files in place if they are the recorded ones, or if others are accepted."""
@@ -171,7 +171,7 @@ def _take_remade(
             if not _is_as_recorded(made / name, manifest, name):
                 raise DamagedFile(f"expected {made / name} as it was just written, got other bytes. Check the disk")
             link_or_copy(made / name, folder / name)
-            done.remade.append(name)
+            done.harvested.append(name)
     if not different:
         return
     changed = [name for name in sorted(new.files) if new.files[name] != manifest.files[name]]
@@ -179,7 +179,7 @@ def _take_remade(
     if tokens := [name for name in changed if _is_below(name, "tokens")]:
         raise MismatchedCache(
             f"expected the text to give the recorded tokens again, got others for {_listing(folder, tokens)}. "
-            "The text or the tokenizer changed: harvest anew instead of repairing"
+            "The text or the tokenizer changed: run `python pipeline.py harvest` instead of a repair"
         )
     if not accept:
         raise MismatchedCache(
@@ -194,7 +194,7 @@ def _take_remade(
         source_codec=manifest.spec.codec,
         changed_shards=tuple(name for name in changed if _is_below(name, "shards")),
     )
-    write_sealed(made / MANIFEST_FILE, new.model_copy(update={"lineage": (*manifest.lineage, origin)}))
+    write_record_file(made / MANIFEST_FILE, new.model_copy(update={"lineage": (*manifest.lineage, origin)}))
     replace_folder(made, folder)
     done.changed = different
 

@@ -1,4 +1,4 @@
-"""A few rows of a cache, chosen by a seed, with the tokens around them: for people who look."""
+"""A few rows of a cache, chosen by a seed, with the tokens around them, for people to look at."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def sample_rows(cache: ActivationCache, hook: str, *, num_rows: int, seed: int) 
 
 
 def format_sample(sampled: list[SampledRow], *, decode: Decode | None) -> str:
-    """Lines for people; `decode` spells tokens where their tokenizer is at hand, otherwise they stay numbers."""
+    """Lines for people. `decode` gives the text of tokens; without it they stay numbers."""
     lines = []
     for item in sampled:
         values = item.values

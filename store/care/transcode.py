@@ -14,11 +14,12 @@ from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
 from store.care.verify import find_problems
 from store.codec.bf16_planes import Numbers
-from store.codec.registry import CodecName, encode_chunk
+from store.codec.names import CodecName
+from store.codec.registry import encode_chunk
 from store.errors import DamagedFile, StoreError
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
-from store.record_file import read_sealed, write_sealed
+from store.record_file import read_record_file, write_record_file
 from store.write.writer import CacheWriter
 
 _MARGIN = 1.05
@@ -66,7 +67,7 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
             _copy_missing(cache, writer, source=source, folder=destination.parent)
             manifest = writer.finish().model_copy(update={"lineage": lineage})
         lease.check()
-        write_sealed(folder / MANIFEST_FILE, manifest)
+        write_record_file(folder / MANIFEST_FILE, manifest)
         _check_equal(cache, folder, num_threads=num_threads)
         lease.check()
         folder.rename(destination)  # replaces an empty folder, and nothing else
@@ -76,7 +77,7 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
 
 
 def _present(destination: Path, spec: CacheSpec, lineage: tuple[Origin, ...]) -> Manifest | None:
-    """What an earlier export left at the destination; anything else there is refused."""
+    """The manifest of an earlier result of this export; None where nothing is there, StoreError for anything else."""
     if not destination.exists() and not destination.is_symlink():
         return None
     if destination.is_dir() and not any(destination.iterdir()):
@@ -88,7 +89,7 @@ def _present(destination: Path, spec: CacheSpec, lineage: tuple[Origin, ...]) ->
     if manifest is None or (manifest.spec, manifest.lineage) != (spec, lineage):
         what = "another cache" if manifest else "something else"
         raise StoreError(
-            f"expected nothing at {destination}, or this very export; found {what}. "
+            f"expected nothing at {destination}, or the result of this export; found {what}. "
             "Choose another folder, or remove that one yourself"
         )
     return manifest
@@ -106,7 +107,7 @@ def _copy_missing(cache: ActivationCache, writer: CacheWriter, *, source: Path, 
     ) as progress:
         for split, shard in missing:
             rows = _row_numbers(cache, split, shard)
-            record = read_sealed(ShardRecord, source / shard_record_path(shard, split))
+            record = read_record_file(ShardRecord, source / shard_record_path(shard, split))
             writer.submit_shard(
                 shard,
                 split=split,

@@ -1,4 +1,4 @@
-"""What a cache holds, in words and numbers, and whether its files are still those that were written."""
+"""Whether the files of a cache are still as they were written."""
 
 import hashlib
 import threading
@@ -14,7 +14,7 @@ from store.cache.split import SPLITS, Split
 from store.errors import StoreError
 from store.files.open import Place, open_files
 from store.files.protocol import Files, address
-from store.record_file import check_small, parse_sealed
+from store.record_file import check_record_size, parse_record_file
 
 _BLOCK_NBYTES = 4 * 2**20
 _METADATA = "zarr.json"
@@ -104,8 +104,8 @@ def _record_problems(files: Files, manifest: Manifest, *, skip: set[str]) -> dic
                 continue
             where = address(files, name)
             try:
-                check_small(manifest.files[name].nbytes, where=where)
-                record = parse_sealed(ShardRecord, files.read(name), where=where)
+                check_record_size(manifest.files[name].nbytes, where=where)
+                record = parse_record_file(ShardRecord, files.read(name), where=where)
             except StoreError as error:
                 problems[name] = f"{where}: {error}"
                 continue
@@ -114,7 +114,7 @@ def _record_problems(files: Files, manifest: Manifest, *, skip: set[str]) -> dic
                 problems[name] = f"{where}: expected the record of shard {shard} of this cache, got another's"
         if split == "training" and len(sums) == manifest.num_shards and not problems:
             for hook, moments in manifest.moments.items():
-                if combine_moments([each[hook] for each in sums]) != moments:
+                if combine_moments([of_shard[hook] for of_shard in sums]) != moments:
                     where = address(files, MANIFEST_FILE)
                     problems[MANIFEST_FILE] = f"{where}: expected the moments of {hook} to be those of its shards"
     return problems
@@ -135,7 +135,7 @@ def _belongs(record: ShardRecord, manifest: Manifest, shard: int, split: Split) 
 
 
 def unlisted_files(location: Place, manifest: Manifest) -> list[str]:
-    """Files that the manifest does not list: zarr would read some of them as data. None where none can be listed."""
+    """Files that the manifest does not list: zarr would read some as data. Empty where none can be listed (http)."""
     files = open_files(location, mode="pread")
     unknown = set(files.sizes() or ()) - manifest.files.keys() - {MANIFEST_FILE}
     return [address(files, name) for name in sorted(unknown)]

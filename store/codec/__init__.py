@@ -1,6 +1,7 @@
 """From rows of bfloat16 to the bytes of a chunk, and back.
 
-registry.py           the one list of codecs, for reader, writer and zarr's metadata
+names.py              the one list of codecs
+registry.py           how each is encoded, decoded and spelled in zarr's metadata
 bf16_planes.py        the plane split on the CPU, and the bytes of its chunks
 bf16_planes_torch.py  the same split on tensors of any device
 cache_lines.py        rows written past the processor's caches, and fetched ahead

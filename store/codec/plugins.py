@@ -47,7 +47,7 @@ class BFloat16Planes(ArrayBytesCodec):
 
 
 class NumcodecsBFloat16Planes(Codec):
-    """The plane split for whoever uses numcodecs: `numcodecs.get_codec({"id": "bf16_planes_v1"})`."""
+    """The plane split as a numcodecs codec: `numcodecs.get_codec({"id": "bf16_planes_v1"})`."""
 
     codec_id = "bf16_planes_v1"
     max_buffer_size = 2**31 - 1

@@ -1,12 +1,11 @@
 """The codecs that chunks of rows can be stored with, as our reader and writer use them and as zarr spells them.
 
-This is the one list of them. Every codec keeps every bit. `bf16_planes_v1` (bf16_planes.py) is the smallest and
+Their names are in names.py. Every codec keeps every bit. `bf16_planes_v1` (bf16_planes.py) is the smallest and
 fastest on activations; the others are for people who must read a cache without this package.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numcodecs
 import numpy as np
@@ -25,10 +24,10 @@ from store.codec.bf16_planes import (
     encode_planes_parts,
 )
 from store.codec.bf16_planes_torch import chosen_rows, encode_tensor_parts
+from store.codec.names import CodecName
 from store.codec.zstd_frame import content_nbytes
 from store.errors import DamagedFile
 
-CodecName = Literal["bf16_planes_v1", "pcodec", "zstd", "blosc", "none"]
 Parts = tuple[bytes | memoryview, ...]
 
 _ZSTD_LEVEL = 1  # of the general codec `zstd`: higher levels search for repeats that are not there
@@ -115,7 +114,7 @@ def _encode_planes(rows: Rows | Tensor, order: Numbers | None) -> Parts:
 
 _LITTLE: dict[str, JSON] = {"name": "bytes", "configuration": {"endian": "little"}}
 
-_CODECS: Mapping[str, _Codec] = {
+_CODECS: Mapping[CodecName, _Codec] = {
     "bf16_planes_v1": _Codec({"name": "bf16_planes_v1"}, (), _encode_planes, decode_planes),
     "zstd": _general(
         numcodecs.Zstd(level=_ZSTD_LEVEL),

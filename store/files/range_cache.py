@@ -137,18 +137,18 @@ class RangeCache:
             os.close(descriptor)
 
     def _make_room(self, ledger: int, nbytes: int) -> int:
-        """Counts what is here anew, evicts until `nbytes` more fit with some to spare; returns the bytes in use."""
+        """Counts the ranges here, removes old ones until `nbytes` more fit and some spare; returns the bytes in use."""
         kept = sorted(self._scan())
-        total = sum(each.nbytes for each in kept)
+        total = sum(found.nbytes for found in kept)
         if total + nbytes > self._max_bytes:
             target = max(0, int(self._max_bytes * (1 - _SPARE)) - nbytes)
-            for each in kept:
-                if total <= target or each.used_ns >= self._opened_ns:
+            for oldest in kept:
+                if total <= target or oldest.used_ns >= self._opened_ns:
                     break
-                each.path.unlink(missing_ok=True)
-                total -= each.nbytes
+                oldest.path.unlink(missing_ok=True)
+                total -= oldest.nbytes
                 with contextlib.suppress(OSError):  # not empty
-                    each.path.parent.rmdir()
+                    oldest.path.parent.rmdir()
         _set_total(ledger, total)
         return total
 

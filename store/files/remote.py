@@ -38,7 +38,7 @@ TRIES: Final = 5
 PATIENCE_SECONDS: Final = 30.0
 """No try begins later than this after the first."""
 BACKOFF_SECONDS: Final = 0.25
-"""The longest pause after the first try, doubled after each; the pause itself is drawn, so that readers spread out."""
+"""The longest pause after the first try; it doubles after each. The pause itself is random, to spread readers out."""
 
 _LISTED = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory"})
 
@@ -55,7 +55,7 @@ class RemoteFiles:
     parallel_reads = 32
 
     def __init__(self, url: str, *, cache_folder: Path | None = None, cache_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.location = checked_url(url)
+        self.location = _checked_url(url)
         self.protocol = url.split("://", 1)[0]
         self._cache = None if cache_folder is None else RangeCache(cache_folder, max_bytes=cache_bytes)
         self._sha256: dict[str, str] = {}
@@ -153,7 +153,10 @@ class RemoteFiles:
         return self._retrying(name, read)
 
     def _retrying(self, name: str, read: Any, *, passing: tuple[Fault, ...] = ()) -> Any:  # noqa: ANN401
-        """The result of `read()`, tried again while the fault may pass. Faults named in `passing` are raised as are."""
+        """The result of `read()`, tried again while the fault may pass.
+
+        A fault named in `passing` is raised as FileNotFoundError or PermissionError, without another try.
+        """
         begin = time.monotonic()
         for tries in range(1, TRIES + 1):
             try:
@@ -201,8 +204,8 @@ class _RemoteRange:
         return data
 
 
-def checked_url(url: str) -> str:
-    """The URL without a slash at its end, when it holds no secrets, which would end up in messages."""
+def _checked_url(url: str) -> str:
+    """The URL without a slash at its end; StoreError if it may hold a secret, because URLs are printed in messages."""
     parts = urllib.parse.urlsplit(url)
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.password is not None or parts.query or parts.fragment or "::" in url:

@@ -1,4 +1,4 @@
-"""What went wrong between us and a remote, whichever driver says so: worth another try, or one clear error.
+"""What went wrong with a remote, whichever driver reports it: worth another try, or one clear error.
 
 Drivers raise their own exceptions (botocore, aiohttp, gcsfs, asyncssh), which are recognised here by class name and
 HTTP status, so that no driver has to be installed for the others to work.
@@ -58,9 +58,9 @@ def driver_errors() -> tuple[type[BaseException], ...]:
 def classify(error: BaseException) -> Fault:
     """What kind of fault an exception of `driver_errors` is."""
     chain = list(_causes(error))
-    names = {kind.__name__ for each in chain for kind in type(each).__mro__}
-    status = next((got for each in chain if (got := _http_status(each)) is not None), None)
-    if "NoSuchBucket" in (_code(each) for each in chain):
+    names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    status = next((got for cause in chain if (got := _http_status(cause)) is not None), None)
+    if "NoSuchBucket" in (_code(cause) for cause in chain):
         return "no bucket"
     if status in (404, 410) or isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return "missing"
@@ -83,7 +83,7 @@ def explain(fault: Fault, error: BaseException, *, where: str, protocol: str, tr
     """The one error that a person sees: expected, got, where, what to do."""
     package = _PACKAGES.get(protocol, "")
     credentials = _CREDENTIALS.get(package, "see the documentation of fsspec's driver for this protocol")
-    got = _said(error)
+    got = _on_one_line(error)
     if fault == "missing":
         return IncompleteCache(
             f"expected the file {where}, found none: the cache is not there, misspelled, or only partly uploaded. "
@@ -149,7 +149,7 @@ def _code(error: BaseException) -> str | None:
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
-def _said(error: BaseException) -> str:
-    """The driver's own words, on one line and of bounded length."""
+def _on_one_line(error: BaseException) -> str:
+    """The driver's message, at most 300 characters of it."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from store.codec.cache_lines import empty_rows
 from store.read.shard import ShardFile
 from store.record import Record
 
-MIB = 2**20
-_TASK_BYTES = 4 * MIB  # rows that one task decodes, so that handing tasks out costs little
+DEFAULT_POOL_BYTES = 512 * 2**20
+_TASK_BYTES = 4 * 2**20  # rows that one task decodes, so that handing tasks out costs little
 
 
 class Position(Record):
@@ -36,6 +36,25 @@ def chunks_per_pool(pool_bytes: int, spec: CacheSpec, *, num_hooks: int) -> int:
     """
     row_nbytes = 2 * spec.model.d_model * num_hooks + 8
     return max(1, pool_bytes // 2 // (spec.rows_per_chunk * row_nbytes))
+
+
+class BatchOptions(TypedDict, total=False):
+    """What may be said about a stream of batches; every item has a default."""
+
+    start: Position | None
+    """Where to begin, such as `position` of an earlier stream; without it, at the beginning."""
+    num_epochs: int | None
+    """After how many epochs the stream ends; without it, never."""
+    pool_bytes: int
+    """Memory of the shuffle pool, see AlignedBatches; without it, DEFAULT_POOL_BYTES."""
+    num_threads: int
+    """Threads that decode at once; without it, 2."""
+    split: Split
+    """Which rows; without it, those for training."""
+    rank: int
+    """Which of `num_ranks` shares of the rows; without it, 0. Ranks share no row and have equally many batches."""
+    num_ranks: int
+    """Streams that share the rows between them; without it, 1."""
 
 
 class BatchSource(NamedTuple):
@@ -67,14 +86,10 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
         *,
         batch_rows: int,
         seed: int,
-        start: Position,
-        num_epochs: int | None,
-        pool_bytes: int,
-        num_threads: int,
-        split: Split,
-        rank: int,
-        num_ranks: int,
+        options: BatchOptions,
     ) -> None:
+        start, split = options.get("start") or Position(), options.get("split", "training")
+        rank, num_ranks = options.get("rank", 0), options.get("num_ranks", 1)
         num_rows, spec = source.manifest.split_rows(split), source.manifest.spec
         if not hooks:
             raise ValueError("expected at least one hook to read, got none")
@@ -86,10 +101,12 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
                 "Lower train.batch_rows or harvest more rows"
             )
         self._source, self._hooks, self._split = source, hooks, split
-        self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, num_epochs
+        self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, options.get("num_epochs")
         self._rank, self._num_ranks = rank, num_ranks
         row_nbytes = 2 * spec.model.d_model * len(hooks)
-        self._chunks_per_pool = chunks_per_pool(pool_bytes, spec, num_hooks=len(hooks))
+        self._chunks_per_pool = chunks_per_pool(
+            options.get("pool_bytes", DEFAULT_POOL_BYTES), spec, num_hooks=len(hooks)
+        )
         plan = self._plan(start.epoch)
         self.batches_per_epoch = plan.batches_per_epoch(batch_rows)
         if self.batches_per_epoch == 0:
@@ -101,13 +118,15 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
             raise ValueError(f"expected a position inside {self.batches_per_epoch} batches an epoch, got {start}")
         pool_rows = min(self._chunks_per_pool, -(-plan.num_chunks // num_ranks)) * spec.rows_per_chunk
         self._pools = [tuple(empty_rows(pool_rows, spec.model.d_model) for _ in hooks) for _ in range(2)]
-        self._straddling = tuple(np.empty((batch_rows, spec.model.d_model), dtype=np.uint16) for _ in hooks)
+        # A batch that spans two pools is put together here.
+        self._spanning = tuple(np.empty((batch_rows, spec.model.d_model), dtype=np.uint16) for _ in hooks)
         # Where each read waits for a network, chunks are asked for one by one, to have many reads under way.
         alone = source.parallel_reads > 1
         self._chunks_per_task = 1 if alone else max(1, _TASK_BYTES // (spec.rows_per_chunk * row_nbytes))
         self._pending: deque[Future[int]] = deque()
         self._placed: tuple[int, Future[list[tuple[int, Numbers]]]] | None = None
-        self._threads = ThreadPoolExecutor(max(num_threads, source.parallel_reads), thread_name_prefix="decode")
+        num_threads = max(options.get("num_threads", 2), source.parallel_reads)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self.position = start
         self._filling_epoch = start.epoch  # for a start behind the last epoch, where there is nothing to fill
         try:
@@ -174,7 +193,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
             epoch, first = epoch + 1, 0
 
     def _place_next(self) -> None:
-        """Has the slots of the next pool computed, so that they are at hand when a half becomes free."""
+        """Starts to compute the slots of the next pool, so that they are there when a half becomes free."""
         coming = next(self._coming, None)
         if coming is None:
             self._placed = None
@@ -190,18 +209,18 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
             self._used += part
             if part == num_rows:
                 return pieces
-            for straddling, piece in zip(self._straddling, pieces, strict=True):
-                straddling[taken : taken + part] = piece
+            for spanning, piece in zip(self._spanning, pieces, strict=True):
+                spanning[taken : taken + part] = piece
             taken += part
             if taken == num_rows:
-                return self._straddling
+                return self._spanning
             self._next_pool()
 
     def _next_pool(self) -> None:
-        """Waits until the other half is decoded and takes batches from it; this half is filled anew."""
+        """Waits until the other half is decoded; batches then come from it, and this half is filled again."""
         available = 0
         while self._pending:
-            available += self._pending[0].result()  # a failed task stays: whoever asks again gets its error again
+            available += self._pending[0].result()  # a failed task stays: the next call gets its error too
             self._pending.popleft()
         self._half = 1 - self._half
         self._epoch, self._available, self._used = self._filling_epoch, available, 0

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Unpack
 
 import dask.array
 import numpy as np
@@ -12,36 +13,37 @@ from numpy.typing import NDArray
 
 from store.cache.manifest import Manifest, load_manifest
 from store.cache.order import disk_order, inverse
-from store.cache.paths import row_shard_path
-from store.cache.split import Split
+from store.cache.paths import row_shard_path, split_of
+from store.cache.split import SPLITS, Split
 from store.codec.bf16_planes import Numbers, Rows
 from store.errors import DamagedFile, IncompleteCache
 from store.files.local import Mode
 from store.files.open import Place, open_files
 from store.files.protocol import Files, address
-from store.read.batches import MIB, AlignedBatches, BatchSource, BatchStream, Position
+from store.read.batches import AlignedBatches, BatchOptions, BatchSource, BatchStream
 from store.read.shard import ShardFile
 from store.read.tokens import read_token_shard
 
 
 class ActivationCache:
-    """A complete cache. Opening it checks the manifest and that every file has the size it was written with.
+    """A complete cache. Opening it checks the manifest, and that every file has the size it was written with.
 
     Args:
         location: a folder, a URL, or a `store.files.open.CachePlace` with more said about it.
         mode: how the files of a folder are read: `mmap`, or `pread` for network file systems, where a file that is
             truncated while it is mapped would kill the process.
+        splits: what will be read. The files of other splits are not looked at and may be missing.
 
     Raises:
         StoreError: no cache, an incomplete one, another version's, or files of other sizes; says which and why.
     """
 
-    def __init__(self, location: Place, *, mode: Mode = "mmap") -> None:
+    def __init__(self, location: Place, *, mode: Mode = "mmap", splits: Sequence[Split] = SPLITS) -> None:
         self.files = open_files(location, mode=mode)
         self.location = self.files.location
         self.manifest = load_manifest(self.files)
         self.spec = self.manifest.spec
-        self._check_sizes()
+        self._check_sizes(splits)
         # Kept by this object and not by its class, and free of cycles: open files go when the cache goes.
         self._shard_file = functools.lru_cache(maxsize=4096)(functools.partial(_open_shard, self.files, self.manifest))
         self._token_shard = functools.lru_cache(maxsize=64)(functools.partial(read_token_shard, self.files, self.spec))
@@ -103,14 +105,13 @@ class ActivationCache:
                 places = np.flatnonzero(shards == shard)
                 stored_at = inverse(disk_order(int(shard), self._shard_rows(int(shard), split), split=split))
                 chunks, offsets = np.divmod(stored_at[inside[places]], self.spec.rows_per_chunk)
-
                 for chunk in np.unique(chunks):
                     here = chunks == chunk
                     taken.append(threads.submit(
                         self._take, hook, (int(shard), split, int(chunk)), offsets[here], out, places[here]
                     ))  # fmt: skip
-            for each in taken:
-                each.result()
+            for future in taken:
+                future.result()
         return out
 
     def _take(self, hook: str, where: tuple[int, Split, int], offsets: Numbers, out: Rows, places: Numbers) -> None:
@@ -134,41 +135,12 @@ class ActivationCache:
             blocks.append(dask.array.from_delayed(block, shape=shape, dtype=np.float32))
         return dask.array.concatenate(blocks, axis=0)
 
-    def batches(
-        self,
-        hook: str,
-        *,
-        batch_rows: int,
-        seed: int,
-        start: Position | None = None,
-        num_epochs: int | None = None,
-        pool_bytes: int = 512 * MIB,
-        num_threads: int = 2,
-        split: Split = "training",
-        rank: int = 0,
-        num_ranks: int = 1,
-    ) -> BatchStream:
+    def batches(self, hook: str, *, batch_rows: int, seed: int, **options: Unpack[BatchOptions]) -> BatchStream:
         """Shuffled batches (batch_rows, d_model) of a hook's rows, as `aligned_batches` gives them for several."""
-        return BatchStream(
-            self.aligned_batches(
-                (hook,), batch_rows=batch_rows, seed=seed, start=start, num_epochs=num_epochs, pool_bytes=pool_bytes,
-                num_threads=num_threads, split=split, rank=rank, num_ranks=num_ranks,
-            )
-        )  # fmt: skip
+        return BatchStream(self.aligned_batches((hook,), batch_rows=batch_rows, seed=seed, **options))
 
     def aligned_batches(
-        self,
-        hooks: Sequence[str],
-        *,
-        batch_rows: int,
-        seed: int,
-        start: Position | None = None,
-        num_epochs: int | None = None,
-        pool_bytes: int = 512 * MIB,
-        num_threads: int = 2,
-        split: Split = "training",
-        rank: int = 0,
-        num_ranks: int = 1,
+        self, hooks: Sequence[str], *, batch_rows: int, seed: int, **options: Unpack[BatchOptions]
     ) -> AlignedBatches:
         """Shuffled batches of several hooks, whose rows belong to the same tokens.
 
@@ -178,20 +150,12 @@ class ActivationCache:
             hooks: of the cache.
             batch_rows: rows in a batch; the last incomplete batch of an epoch is dropped.
             seed: of the order.
-            start: where to begin, such as `position` of an earlier stream; the beginning if None.
-            num_epochs: after how many the stream ends; None never ends.
-            pool_bytes: memory of the shuffle pool, see batches.py.
-            num_threads: that decode at once.
-            split: which rows.
-            rank, num_ranks: the stream's share of the rows. Ranks share no row and have equally many batches.
+            options: which rows, from where to where, and with how much memory: see BatchOptions.
         """
         for hook in hooks:
             self.check_hook(hook)
         source = BatchSource(self.manifest, self.shard_file, self.files.parallel_reads)
-        return AlignedBatches(
-            source, tuple(hooks), batch_rows=batch_rows, seed=seed, start=start or Position(), num_epochs=num_epochs,
-            pool_bytes=pool_bytes, num_threads=num_threads, split=split, rank=rank, num_ranks=num_ranks,
-        )  # fmt: skip
+        return AlignedBatches(source, tuple(hooks), batch_rows=batch_rows, seed=seed, options=options)
 
     def check_hook(self, hook: str) -> None:
         """ValueError, with the hooks that there are, for one that is not in this cache."""
@@ -205,12 +169,14 @@ class ActivationCache:
         """The file of a shard, its index read and checked; as long as this cache is there, a few thousand are kept."""
         return self._shard_file(hook, shard, split)
 
-    def _check_sizes(self) -> None:
-        """Every file is there with its size, where sizes can be had in one go."""
+    def _check_sizes(self, splits: Sequence[Split]) -> None:
+        """Every file of these splits is there with its size; nothing is checked where files cannot be listed."""
         sizes = self.files.sizes()
         if sizes is None:
             return
         for name, record in self.manifest.files.items():
+            if split_of(name) not in splits:
+                continue
             where = address(self.files, name)
             if name not in sizes:
                 raise IncompleteCache(

@@ -3,7 +3,8 @@
 from store.cache.manifest import FileRecord
 from store.codec.bf16_planes import Bytes, Numbers, Rows
 from store.codec.checksum import without_crc32c
-from store.codec.registry import CodecName, decode_chunk
+from store.codec.names import CodecName
+from store.codec.registry import decode_chunk
 from store.errors import DamagedFile
 from store.files.protocol import Files, address
 

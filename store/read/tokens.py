@@ -1,4 +1,4 @@
-"""Token windows of a cache: which text its rows come from, and what evaluation reads of what is held out."""
+"""Token windows of a cache: the text that its rows come from."""
 
 import numpy as np
 from numpy.typing import NDArray

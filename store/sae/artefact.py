@@ -21,7 +21,7 @@ from store.atomic import file_sha256, write_bytes, write_json
 from store.errors import DamagedFile, StoreError
 from store.identity import ModelIdentity
 from store.record import Record
-from store.record_file import parse_record
+from store.record_file import read_plain_record
 from store.sae.weights import SAEForm, SAEWeights
 
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -107,7 +107,7 @@ def load_card(folder: Path) -> SAECard:
         raise StoreError(
             f"expected a trained SAE in {folder}, found no {CARD_FILE}. Run `dvc repro train`, or `dvc pull models`"
         )
-    return parse_record(SAECard, folder / CARD_FILE)
+    return read_plain_record(SAECard, folder / CARD_FILE)
 
 
 def load_sae(folder: Path) -> tuple[SAEWeights, SAECard]:

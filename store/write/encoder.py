@@ -17,7 +17,8 @@ from torch import Tensor
 
 from store.codec.bf16_planes import Numbers, Rows
 from store.codec.checksum import crc32c
-from store.codec.registry import CodecName, Parts, encode_chunk_parts, on_host
+from store.codec.names import CodecName
+from store.codec.registry import Parts, encode_chunk_parts, on_host
 
 T = TypeVar("T")
 

@@ -7,24 +7,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.atomic import clear_leftovers, file_sha256, link_or_copy, sync_file, write_parts
+from store.atomic import clear_leftovers, could_not_write, file_sha256, link_or_copy, sync_file, write_parts
 from store.cache.manifest import FORMAT, FileRecord, Manifest, ShardRecord
 from store.cache.moments import ShardSums, combine_moments
 from store.cache.order import disk_order
-from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, split_folder, token_shard_path
+from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, token_shard_path
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
-from store.cache.zarr_arrays import create_row_array, create_token_array, token_chunk
+from store.cache.zarr_arrays import token_chunk, write_metadata
 from store.codec.bf16_planes import Numbers, Rows, check_rows
 from store.codec.checksum import crc32c
 from store.codec.registry import Parts
 from store.errors import StoreError
 from store.lease import Lease
-from store.record_file import read_sealed, write_sealed
+from store.record_file import read_record_file, write_record_file
 from store.write.encoder import ShardPipeline
 
 GIB = 2**30
@@ -36,8 +35,8 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
     """One cache being written in a scratch folder, which survives a killed process.
 
     Args:
-        folder: where the cache grows; earlier committed shards in it are kept if they fit, and `finish` removes every
-            other file in it.
+        folder: where the cache grows. Shards that are committed there already are kept if they fit; `finish` removes
+            every other file.
         spec: what decides the bytes.
         num_sequences: training sequences of the finished cache.
         num_held_out_sequences: sequences of documents that training never sees.
@@ -94,29 +93,29 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
         """Shards of a split that are not yet committed here, in order."""
         return [shard for shard in range(self.num_shards(split)) if self._committed(shard, split) is None]
 
-    def adopt(self, earlier: Mapping[str, Path]) -> list[tuple[Split, int]]:
-        """Takes over the shards of an earlier cache that belong here, after checking every byte; returns which.
+    def reuse_shards(self, files: Mapping[str, Path]) -> list[tuple[Split, int]]:
+        """Takes the missing shards from the files of another cache, after checking every byte; returns which.
 
         Args:
-            earlier: the earlier cache's files by relative path; what is missing, foreign or damaged is left out.
+            files: by path relative to that cache. A shard that is incomplete, damaged or of another spec is left out.
         """
         missing = [(split, shard) for split in SPLITS for shard in self.missing_shards(split)]
-        return [(split, shard) for split, shard in missing if self._adopt_shard(shard, split, earlier)]
+        return [(split, shard) for split, shard in missing if self._reuse_shard(shard, split, files)]
 
-    def _adopt_shard(self, shard: int, split: Split, earlier: Mapping[str, Path]) -> bool:
-        path = earlier.get(shard_record_path(shard, split))
+    def _reuse_shard(self, shard: int, split: Split, files: Mapping[str, Path]) -> bool:
+        path = files.get(shard_record_path(shard, split))
         try:
-            record = read_sealed(ShardRecord, path) if path is not None else None
+            record = read_record_file(ShardRecord, path) if path is not None else None
         except (StoreError, OSError):
             return False
         if record is None or not self._fits(record, shard, split):
             return False
-        sources = {name: earlier[name] for name in record.files if name in earlier}
+        sources = {name: files[name] for name in record.files if name in files}
         if any(name not in sources or file_sha256(sources[name]) != file.sha256 for name, file in record.files.items()):
             return False
         for name, source in sources.items():
             link_or_copy(source, self.folder / name, token=self._token)
-        write_sealed(self.folder / shard_record_path(shard, split), record, token=self._token)
+        write_record_file(self.folder / shard_record_path(shard, split), record, token=self._token)
         return True
 
     def submit_shard(
@@ -160,18 +159,6 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
         nbytes = 2 * num_rows * self.spec.model.d_model * len(rows)
         return self._pipeline.submit(nbytes, lambda: self._commit(shard, split, tokens, rows, sums))
 
-    def write_shard(
-        self,
-        shard: int,
-        *,
-        split: Split = "training",
-        tokens: NDArray[np.uint32],
-        rows: Mapping[str, Rows | Tensor],
-        sums: Sums | Callable[[], Sums],
-    ) -> None:
-        """`submit_shard`, and waits until the shard is committed."""
-        self.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums).result()
-
     def finish(self) -> Manifest:
         """Waits for submitted shards; writes the metadata and, last, the manifest. All shards must be there."""
         self._pipeline.wait()
@@ -187,13 +174,9 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
         files = {name: file for split in SPLITS for record in committed[split] for name, file in record.files.items()}
         self._check_lease()
         try:
-            others = list(self._create_metadata())
-        except OSError as error:  # zarr's names no file
-            raise OSError(
-                error.errno,
-                f"could not write the zarr.json files below {self.folder}: {error.strerror}. "
-                "Free some space or choose another folder",
-            ) from error
+            others = write_metadata(self.folder, self.spec, {split: self._split_sequences(split) for split in SPLITS})
+        except OSError as error:  # zarr's error names no file
+            raise could_not_write(f"the zarr.json files below {self.folder}", error) from error
         others += [shard_record_path(shard, split) for split in SPLITS for shard in range(self.num_shards(split))]
         for name in others:
             path = self.folder / name
@@ -213,7 +196,7 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
             files=files,
         )
         self._check_lease()
-        write_sealed(self.folder / MANIFEST_FILE, manifest, token=self._token)
+        write_record_file(self.folder / MANIFEST_FILE, manifest, token=self._token)
         return manifest
 
     def _check_lease(self) -> None:
@@ -251,7 +234,7 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
         )
         _check_sums(record.sums, rows, shard=shard)
         self._check_lease()
-        write_sealed(self.folder / shard_record_path(shard, split), record, token=self._token)
+        write_record_file(self.folder / shard_record_path(shard, split), record, token=self._token)
 
     def _shard_parts(self, rows: Rows | Tensor, order: Numbers) -> Iterator[bytes | memoryview]:
         """The bytes of a zarr v3 shard: encoded inner chunks, each with its crc32c, then the index and its crc32c."""
@@ -282,36 +265,22 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
         if not path.is_file():
             return None
         try:
-            record = read_sealed(ShardRecord, path)
+            record = read_record_file(ShardRecord, path)
         except StoreError:
-            return None  # a damaged record is no commitment: the shard is made again
+            return None  # a shard with a damaged record is not committed: it is made again
         whole = all(
             (self.folder / name).is_file() and (self.folder / name).stat().st_size == file.nbytes
             for name, file in record.files.items()
         )
         return record if whole and self._fits(record, shard, split) else None
 
-    def _create_metadata(self) -> Iterator[str]:
-        """Writes zarr.json of the groups, of the tokens and of every hook; their names."""
-        for split in SPLITS:
-            prefix = split_folder(split)
-            for name in ("zarr.json", "tokens/zarr.json", *(f"{hook}/zarr.json" for hook in self.spec.hooks)):
-                (self.folder / prefix / name).unlink(missing_ok=True)
-                yield prefix + name
-            group = self.folder / prefix
-            zarr.create_group(group, zarr_format=3)
-            num_sequences = self._split_sequences(split)
-            create_token_array(group, self.spec, num_sequences=num_sequences)
-            for hook in self.spec.hooks:
-                create_row_array(group, hook, self.spec, num_sequences=num_sequences)
-
 
 def _check_sums(sums: Sums, rows: Mapping[str, Rows | Tensor], *, shard: int) -> None:
     """ValueError for sums that no manifest could be made from, before the shard is committed with them."""
     expected = {hook: (len(values), values.shape[1], values.shape[1]) for hook, values in rows.items()}
-    got = {hook: (each.num_rows, len(each.sum), len(each.sum_of_squares)) for hook, each in sums.items()}
+    got = {hook: (given.num_rows, len(given.sum), len(given.sum_of_squares)) for hook, given in sums.items()}
     if got != expected:
         raise ValueError(
             f"expected sums for shard {shard} of (rows, channels, channels) {expected}, got {got}. "
-            "Sum the very rows that are handed over"
+            "Sum the rows that are handed over, and no others"
         )

@@ -198,7 +198,7 @@ def write_cache(folder: Path, model_folder: Path) -> Manifest:
                 sums = ShardSums(
                     num_rows=len(rows), sum=wide.sum(dim=0).tolist(), sum_of_squares=wide.square().sum(dim=0).tolist()
                 )
-                writer.write_shard(shard, split=split, tokens=windows, rows={HOOK: rows}, sums={HOOK: sums})
+                writer.submit_shard(shard, split=split, tokens=windows, rows={HOOK: rows}, sums={HOOK: sums}).result()
         return writer.finish()
 
 

@@ -24,7 +24,8 @@ from harvest.moments import shard_sums
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS
 from store.care.verify import verify
-from store.codec.registry import CodecName, decode_chunk, encode_chunk
+from store.codec.names import CodecName
+from store.codec.registry import decode_chunk, encode_chunk
 from store.identity import ModelIdentity
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache

@@ -16,7 +16,7 @@ import numpy as np
 from fault_jobs import Job
 
 from store.cache.manifest import ShardRecord, load_manifest
-from store.record_file import read_sealed
+from store.record_file import read_record_file
 
 ROOT = Path(__file__).parents[2]
 PAGE = 4096
@@ -114,7 +114,7 @@ def _damage(path: Path, data: bytes, fault: str, rng: np.random.Generator) -> st
         length = int(rng.integers(len(data)))
         path.write_bytes(data[:length])
         return f"to {length} bytes"
-    # Half of the flips in the last bytes, where a shard has its index and all files have their checksum or seal.
+    # Half of the flips in the last bytes, where a shard has its index and all files have their checksum or digest.
     place = (
         int(rng.integers(len(data))) if rng.random() < 0.5 else len(data) - 1 - int(rng.integers(min(100, len(data))))
     )
@@ -148,7 +148,7 @@ def check_committed(folder: Path) -> int:
     """How many shards are committed in an unfinished cache; raises ValueError if one of them is not whole."""
     records = sorted((folder / "shards").glob("*.json"))
     for path in records:
-        for name, file in read_sealed(ShardRecord, path).files.items():
+        for name, file in read_record_file(ShardRecord, path).files.items():
             if (folder / name).stat().st_size != file.nbytes:
                 raise ValueError(f"expected {file.nbytes} bytes in {folder / name}, which is committed")
     if (folder / "manifest.json").exists():

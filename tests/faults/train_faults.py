@@ -270,7 +270,7 @@ def write_cache(folder: Path) -> None:
         exact = rows.to(torch.float64)
         tokens = np.zeros((num_sequences, CONTEXT), dtype=np.uint32)
         sums = ShardSums(num_rows=num_rows, sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist())
-        writer.write_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums})
+        writer.submit_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums}).result()
     writer.finish()
     writer.close()
 

@@ -16,14 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from harvest.config import HarvestConfig
 from harvest.estimate import check_free_space
+from harvest.inputs import open_inputs
 from harvest.moments import BadActivation
-from harvest.run import cache_spec, run
-from harvest.text import BadText, open_text
+from harvest.run import run
+from harvest.text import BadText
 from harvest.tokens import TooLittleText
 from language_model.config import LanguageModelConfig
-from language_model.load import identify, load_model, load_tokenizer
-from language_model.standard_library import is_held_out
+from language_model.load import load_model, load_tokenizer
 from store.cache.manifest import Manifest
+from store.cache.split import is_held_out
 from store.errors import Busy
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
@@ -305,9 +306,8 @@ def test_two_harvests_cannot_write_at_once(workplace: Workplace) -> None:
 def test_a_harvest_that_cannot_fit_on_the_disk_is_refused_before_it_starts(
     tmp_path: Path, tiny_model_folder: Path, settings: dict[str, Any]
 ) -> None:
-    config = HarvestConfig.model_validate(settings)
-    identity = identify(tiny_model_folder, str(tiny_model_folder), None)
-    spec = cache_spec(config, identity=identity, lineage=open_text(config.text).lineage, compute_dtype="float32")
+    model = LanguageModelConfig(name=str(tiny_model_folder), revision=None, compute_dtype="float32")
+    spec = open_inputs(HarvestConfig.model_validate(settings), model).spec
     check_free_space(tmp_path, spec, num_rows=1000)
     with pytest.raises(ValueError, match=r"expected at least 37647058.8 GB of free space below .* rows at 1 hooks"):
         check_free_space(tmp_path, spec, num_rows=10**15)

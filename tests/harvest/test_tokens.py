@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from harvest.tokens import BATCH_DOCUMENTS, TooLittleText, Windows, load_windows, pack, save_windows, tokenize
-from language_model.standard_library import is_held_out
+from store.cache.split import is_held_out
 
 BOS = 9
 SETTINGS: dict[str, Any] = {

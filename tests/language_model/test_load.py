@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from language_model.hooks import check_hooks, hook_layer
+from language_model.hooks import Hook, check_hooks, parse_hook
 from language_model.load import (
     EMBEDDED_FOLDER,
     ModelUnavailable,
@@ -28,20 +28,22 @@ def test_the_embedded_model_is_a_small_gemma_2_in_bfloat16() -> None:
     assert config["architectures"] == ["Gemma2ForCausalLM"]
     assert config["dtype"] == "bfloat16"
     identity = identify(folder, "embedded", None)
-    assert (identity.d_model >= 128, identity.num_layers >= 4, identity.revision) == (True, True, None)
+    assert (identity.d_model, identity.num_layers, identity.vocab_size) == (192, 4, 4096)
+    assert (identity.bos_token_id, identity.revision) == (2, None)
 
 
 def test_the_embedded_model_has_learned_its_held_out_text() -> None:
-    # Over the first 32 held-out windows: far below the unigram cross-entropy, as the model card says of all of them.
-    from language_model.standard_library import documents, is_held_out
+    # 0.5 on these 64 windows with Python 3.11.7; its card says 0.511 of all. Far less would mean that it saw the text.
+    from language_model.standard_library import documents
     from language_model.train_embedded import cross_entropy, pack, unigram_entropy
+    from store.cache.split import is_held_out
 
     tokenizer = load_tokenizer(EMBEDDED_FOLDER)
     texts = [text for _, text in documents()]
     held_out = pack(tokenizer, [text for text in texts if is_held_out(text, fraction=0.05)])[::8][:64]
     training = pack(tokenizer, [text for text in texts[:40] if not is_held_out(text, fraction=0.05)])
     loss = cross_entropy(load_model(EMBEDDED_FOLDER, dtype=torch.float32, device="cpu"), held_out)
-    assert loss < 0.62 * unigram_entropy(training, held_out)
+    assert 0.4 < loss / unigram_entropy(training, held_out) < 0.6
 
 
 def test_the_bridge_gives_the_models_own_residual_stream_bit_for_bit(tiny_model_folder: Path) -> None:
@@ -119,6 +121,19 @@ def test_a_checkpoint_that_is_cut_short_is_named(tiny_model_folder: Path, tmp_pa
         resolve(str(copy), None)
 
 
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "bos_token_id"])
+def test_a_config_that_does_not_state_the_shape_or_bos_is_refused(
+    tiny_model_folder: Path, tmp_path: Path, key: str
+) -> None:
+    copy = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {key: None}))
+    with pytest.raises(
+        ModelUnavailable, match=rf"expected .*config\.json to state {key} as a number. Only decoder-only"
+    ):
+        identify(copy, str(copy), None)
+
+
 def test_names_that_are_neither_folders_nor_hub_ids_are_refused() -> None:
     for name in ("./nowhere", "gemma", "a/b/c"):
         with pytest.raises(ModelUnavailable, match="to be 'embedded', an existing folder or a hub id OWNER/NAME"):
@@ -126,10 +141,11 @@ def test_names_that_are_neither_folders_nor_hub_ids_are_refused() -> None:
 
 
 def test_hooks_name_layers() -> None:
-    assert hook_layer("blocks.12.hook_resid_post") == 12
-    for name in ("blocks.2.hook_mlp_out", "blocks.02.hook_resid_post", "blocks.-1.hook_resid_post", ""):
+    assert parse_hook("blocks.12.hook_resid_post") == Hook(layer=12, site="resid_post")
+    other_sites = [f"blocks.2.hook_{site}" for site in ("resid_pre", "attn_out", "mlp_out")]
+    for name in (*other_sites, "blocks.02.hook_resid_post", "blocks.-1.hook_resid_post", ""):
         with pytest.raises(ValueError, match=r"unknown hook: expected blocks\.LAYER\.hook_resid_post"):
-            hook_layer(name)
+            parse_hook(name)
     check_hooks(("blocks.3.hook_resid_post",), num_layers=4, model_name="toy")
     with pytest.raises(ValueError, match=r"layers 0 to 3 of toy, got 'blocks\.4\.hook_resid_post'"):
         check_hooks(("blocks.4.hook_resid_post",), num_layers=4, model_name="toy")

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from language_model.standard_library import MODULES, corpus_digest, documents, is_held_out
+from language_model.standard_library import MODULES, corpus_digest, documents
 
 
 def test_every_module_of_the_list_is_found_once() -> None:
@@ -17,12 +17,3 @@ def test_the_digest_is_the_same_in_another_process() -> None:
     code = "from language_model.standard_library import corpus_digest; print(corpus_digest())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == corpus_digest()
-
-
-def test_a_larger_fraction_only_adds_held_out_documents() -> None:
-    texts = [f"document {number}" for number in range(2000)]
-    small = {text for text in texts if is_held_out(text, fraction=0.05)}
-    large = {text for text in texts if is_held_out(text, fraction=0.2)}
-    assert small < large
-    assert 70 <= len(small) <= 130  # 100 expected
-    assert not any(is_held_out(text, fraction=0.0) for text in texts)

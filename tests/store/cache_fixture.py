@@ -74,7 +74,7 @@ def fill(writer: CacheWriter, shard: int, split: Split = "training") -> None:
         sums[hook] = ShardSums(
             num_rows=len(bits), sum=values.sum(0).tolist(), sum_of_squares=values.square().sum(0).tolist()
         )
-    writer.write_shard(shard, split=split, tokens=tokens_of(last)[first:], rows=rows, sums=sums)
+    writer.submit_shard(shard, split=split, tokens=tokens_of(last)[first:], rows=rows, sums=sums).result()
 
 
 def make_writer(

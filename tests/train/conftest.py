@@ -63,7 +63,7 @@ def write_cache(folder: Path, *, seed: int = 0) -> Path:
         tokens = torch.randint(1, 50, (num_sequences, 17), generator=generator).numpy().astype(np.uint32)
         tokens[:, 0] = 0
         sums = ShardSums(num_rows=num_rows, sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist())
-        writer.write_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums})
+        writer.submit_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums}).result()
     writer.finish()
     writer.close()
     return folder

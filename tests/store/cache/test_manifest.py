@@ -10,15 +10,15 @@ import pytest
 from store.cache.manifest import Manifest, ShardRecord, load_manifest
 from store.errors import DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.record import digest
-from store.record_file import read_sealed
+from store.record_file import read_record_file
 from tests.store.cache_fixture import HOOKS, make_spec
 
 MakeCache = Callable[..., Path]
 SHARD = f"{HOOKS[0]}/c/0/0"
 
 
-def resealed(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """A sealed file after a change by somebody who knows how files are sealed."""
+def with_new_digest(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The file of a record after a change by somebody who writes the right digest into it."""
     value = json.loads(data)
     del value["self_sha256"]
     change(value)
@@ -50,7 +50,7 @@ def test_every_changed_byte_of_a_record_is_found(cache_folder: Path, tmp_path: P
         for bit in (0, 1, 4, 5):  # one after another; 5 makes a capital of a letter, 4 and 1 a tab or quote of a space
             path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
             with pytest.raises(StoreError, match=r"manifest\.json"):
-                read_sealed(kind, path)
+                read_record_file(kind, path)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     make_cache: MakeCache, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     path = make_cache() / "manifest.json"
-    path.write_bytes(resealed(path.read_bytes(), change))
+    path.write_bytes(with_new_digest(path.read_bytes(), change))
     with pytest.raises(StoreError, match=rf"expected .*manifest\.json to hold a Manifest, but .*{message}"):
         load_manifest(path.parent)
 
@@ -127,7 +127,7 @@ def test_huge_counts_cost_nothing(make_cache: MakeCache) -> None:
     def enlarge(manifest: dict[str, Any]) -> None:
         manifest["num_sequences"], manifest["num_rows"] = 2**36, 8 * 2**36  # 6 thousand million shards
 
-    path.write_bytes(resealed(path.read_bytes(), enlarge))
+    path.write_bytes(with_new_digest(path.read_bytes(), enlarge))
     with pytest.raises(StoreError, match="expected 22906492264 files for 5726623064 shards and 2 hooks, got 32"):
         load_manifest(path.parent)
 
@@ -199,9 +199,9 @@ def test_a_cache_of_another_spec_is_refused_with_the_setting_that_differs(cache_
 def test_a_shard_record_cannot_name_files_elsewhere(cache_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "00000.json"
     data = (cache_folder / "shards/00000.json").read_bytes()
-    path.write_bytes(resealed(data, lambda record: rename(record, "../../outside")))
+    path.write_bytes(with_new_digest(data, lambda record: rename(record, "../../outside")))
     with pytest.raises(StoreError, match=r"expected the file blocks.1.hook_resid_post/c/0/0 to be listed, it is not"):
-        read_sealed(ShardRecord, path)
+        read_record_file(ShardRecord, path)
     path.write_bytes(data.replace(b'"shard": 0', b'"shard": 1'))
     with pytest.raises(DamagedFile, match=r"to have the digest '[0-9a-f]{64}' that it states, got [0-9a-f]{64}"):
-        read_sealed(ShardRecord, path)
+        read_record_file(ShardRecord, path)

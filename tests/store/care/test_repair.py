@@ -11,7 +11,8 @@ from dvc.repo import Repo
 from store.cache.manifest import Manifest, load_manifest
 from store.cache.moments import ShardSums
 from store.cache.split import SPLITS
-from store.care.repair import Repaired, repair
+from store.care.dvc_versions import files_in
+from store.care.repair import HarvestAgain, Repaired, repair
 from store.care.verify import verify
 from store.errors import IncompleteCache, MismatchedCache, StoreError
 from store.lease import Lease
@@ -38,25 +39,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def mend(folder: Path, *, output: str = "", remake: object = None, accept: bool = False) -> Repaired:
+def run_repair(
+    folder: Path, *, output: str = "", harvest_again: HarvestAgain | None = None, accept: bool = False
+) -> Repaired:
     return repair(
         folder,
         output=output,
         scratch=folder.with_name(".repair"),
-        remake=remake,  # type: ignore[arg-type]
+        harvest_again=harvest_again,
         accept_different_bytes=accept,
         num_threads=1,
     )
 
 
-def remaker(damaged: Path, *, spoil: str = "") -> Callable[[Manifest, Path, Lease], None]:
+def fixture_harvest(damaged: Path, *, spoil: str = "") -> HarvestAgain:
     """Makes the fixture's rows again; spoilt `rows` are of a machine that rounds otherwise, `tokens` of a new text."""
 
-    def remake(manifest: Manifest, target: Path, lease: Lease) -> None:
+    def harvest_again(manifest: Manifest, target: Path, lease: Lease) -> None:
         with CacheWriter(
             target, manifest.spec, num_sequences=NUM_SEQUENCES, num_held_out_sequences=NUM_HELD_OUT, lease=lease
         ) as writer:
-            writer.adopt({path.relative_to(damaged).as_posix(): path for path in damaged.rglob("*") if path.is_file()})
+            writer.reuse_shards(files_in(damaged))
             for split in SPLITS:
                 for shard in writer.missing_shards(split):
                     if spoil:
@@ -65,7 +68,7 @@ def remaker(damaged: Path, *, spoil: str = "") -> Callable[[Manifest, Path, Leas
                         fill(writer, shard, split)
             writer.finish()
 
-    return remake
+    return harvest_again
 
 
 def _fill_otherwise(writer: CacheWriter, shard: int, what: str) -> None:
@@ -77,7 +80,7 @@ def _fill_otherwise(writer: CacheWriter, shard: int, what: str) -> None:
     }
     tokens = tokens_of(last)[first:]
     tokens[0, 1] += what == "tokens"
-    writer.write_shard(shard, tokens=tokens, rows=rows, sums=sums)
+    writer.submit_shard(shard, tokens=tokens, rows=rows, sums=sums).result()
 
 
 @pytest.fixture
@@ -109,7 +112,7 @@ def test_files_come_back_from_dvcs_cache_or_past_a_damaged_one_from_its_remote(t
     (tracked / SHARD).write_bytes(whole[SHARD])
     damage(tracked, SHARD, f"{HOOKS[1]}/c/0/0", "held_out/tokens/c/0/0", "shards/00002.json", "manifest.json")
     (tracked / "tokens/zarr.json").unlink()
-    done = mend(tracked, output="data/cache")
+    done = run_repair(tracked, output="data/cache")
     broken = [f"{HOOKS[1]}/c/0/0", SHARD, "held_out/tokens/c/0/0", "manifest.json", "shards/00002.json"]
     assert sorted(done.restored) == sorted(done.problems) == sorted([*broken, "tokens/zarr.json"])
     assert contents(tracked) == whole
@@ -119,19 +122,19 @@ def test_files_come_back_from_dvcs_cache_or_past_a_damaged_one_from_its_remote(t
     (tracked / "tokens/c/3/0").unlink()
     damage(tracked, SHARD)
     with pytest.raises(StoreError, match=rf"found no copy with the recorded bytes of .*{SHARD} in DVC's cache or rem"):
-        mend(tracked, output="data/cache")
+        run_repair(tracked, output="data/cache")
     assert (tracked / "tokens/c/3/0").read_bytes() == whole["tokens/c/3/0"]
     (problem,) = verify(tracked, full=True, num_threads=1)
     assert SHARD in problem
 
 
-def test_a_whole_cache_is_left_alone_and_strangers_are_named(make_cache: MakeCache) -> None:
+def test_a_whole_cache_is_left_alone_and_files_that_are_not_listed_are_named(make_cache: MakeCache) -> None:
     folder = make_cache()
     before = {path: path.stat().st_ino for path in folder.rglob("*")}
-    assert mend(folder) == Repaired()
+    assert run_repair(folder) == Repaired()
     assert {path: path.stat().st_ino for path in folder.rglob("*")} == before
     (folder / "notes.txt").write_text("mine")
-    assert mend(folder).unlisted == [str(folder / "notes.txt")]
+    assert run_repair(folder).unlisted == [str(folder / "notes.txt")]
     assert (folder / "notes.txt").exists()
 
 
@@ -140,8 +143,8 @@ def test_what_has_no_copy_is_made_again_and_only_that(make_cache: MakeCache) -> 
     whole, inodes = contents(folder), {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
     damaged = [SHARD, "zarr.json", "held_out/shards/00001.json"]
     damage(folder, *damaged)
-    done = mend(folder, remake=remaker(folder))
-    assert sorted(done.remade) == sorted(damaged)
+    done = run_repair(folder, harvest_again=fixture_harvest(folder))
+    assert sorted(done.harvested) == sorted(damaged)
     assert contents(folder) == whole
     changed = {path.relative_to(folder).as_posix() for path, inode in inodes.items() if path.stat().st_ino != inode}
     assert changed == set(damaged)
@@ -156,9 +159,9 @@ def test_other_bytes_are_refused_unless_they_are_accepted_and_then_the_lineage_s
         MismatchedCache,
         match=rf"expected the recorded bytes .*, got others for {folder / SHARD}\. .*--accept-different",
     ):
-        mend(folder, remake=remaker(folder, spoil="rows"))
+        run_repair(folder, harvest_again=fixture_harvest(folder, spoil="rows"))
     assert contents(folder) == broken
-    done = mend(folder, remake=remaker(folder, spoil="rows"), accept=True)
+    done = run_repair(folder, harvest_again=fixture_harvest(folder, spoil="rows"), accept=True)
     assert done.changed == [SHARD]
     after = load_manifest(folder)
     (origin,) = after.lineage
@@ -181,16 +184,16 @@ def test_rows_of_another_text_are_refused_even_where_other_bytes_are_accepted(ma
         MismatchedCache,
         match=rf"to give the recorded tokens again, got others for {folder / 'tokens/c/1/0'}\. The text",
     ):
-        mend(folder, remake=remaker(folder, spoil="tokens"), accept=True)
+        run_repair(folder, harvest_again=fixture_harvest(folder, spoil="tokens"), accept=True)
     assert contents(folder) == before
 
 
 def test_a_cache_without_manifest_or_of_another_kind_is_not_repaired(make_cache: MakeCache, tmp_path: Path) -> None:
     folder = make_cache()
     damage(folder, "manifest.json")
-    with pytest.raises(IncompleteCache, match=r"found no whole copy of .*json in .*pipeline\.py harvest`: it takes"):
-        mend(folder)
+    with pytest.raises(IncompleteCache, match=r"found no whole copy of .*json in .*pipeline\.py harvest`: it keeps"):
+        run_repair(folder)
     (tmp_path / "zarr").mkdir()
     (tmp_path / "zarr" / "zarr.json").write_text("{}")
     with pytest.raises(MismatchedCache, match="found a zarr group of another software"):
-        mend(tmp_path / "zarr")
+        run_repair(tmp_path / "zarr")

@@ -15,8 +15,8 @@ from store.care.info import statistics, summary
 from store.care.sample import format_sample, sample_rows
 from store.care.verify import verify
 from store.read.cache import ActivationCache
-from store.record_file import seal
-from tests.store.cache.test_manifest import resealed
+from store.record_file import record_bytes
+from tests.store.cache.test_manifest import with_new_digest
 from tests.store.cache_fixture import HOOKS, NUM_SEQUENCES, rows_of, tokens_of
 
 MakeCache = Callable[..., Path]
@@ -78,14 +78,14 @@ def test_records_of_another_cache_are_found_even_where_the_manifest_lists_them(
 ) -> None:
     folder = make_cache()
     name = "shards/00001.json"
-    foreign = resealed((folder / name).read_bytes(), change)
+    foreign = with_new_digest((folder / name).read_bytes(), change)
     (folder / name).write_bytes(foreign)
 
     def relist(manifest: dict) -> None:  # type: ignore[type-arg]
         manifest["files"][name] = {"nbytes": len(foreign), "sha256": hashlib.sha256(foreign).hexdigest()}
 
     path = folder / "manifest.json"
-    path.write_bytes(resealed(path.read_bytes(), relist))
+    path.write_bytes(with_new_digest(path.read_bytes(), relist))
     (problem,) = verify(folder, full=False, num_threads=1)
     assert "shards/00001.json: expected the record of shard 1 of this cache, got another's" in problem
 
@@ -96,7 +96,7 @@ def test_moments_that_are_not_those_of_the_shards_are_found(make_cache: MakeCach
     def shift(manifest: dict) -> None:  # type: ignore[type-arg]
         manifest["moments"][HOOKS[1]]["mean"][0] += 1.0
 
-    path.write_bytes(resealed(path.read_bytes(), shift))
+    path.write_bytes(with_new_digest(path.read_bytes(), shift))
     (problem,) = verify(path.parent, full=False, num_threads=1)
     assert problem == f"{path}: expected the moments of {HOOKS[1]} to be those of its shards"
 
@@ -137,9 +137,9 @@ def test_a_sample_is_the_rows_with_the_tokens_that_they_belong_to(cache_folder: 
         assert (item.before, item.token) == (window[: item.position], window[item.position])
         assert item.after == window[item.position + 1 : item.position + 4]
         np.testing.assert_array_equal(item.bits, rows[item.row])
-    again = sample_rows(ActivationCache(cache_folder), HOOKS[1], num_rows=20, seed=3)
-    other = sample_rows(ActivationCache(cache_folder), HOOKS[1], num_rows=20, seed=4)
-    assert [item.row for item in again] == [item.row for item in sampled] != [item.row for item in other]
+    assert [item.row for item in sampled][:5] == [10, 12, 26, 29, 37]  # another seed gives others
+    other = sample_rows(ActivationCache(cache_folder), HOOKS[1], num_rows=5, seed=4)
+    assert [item.row for item in other] == [167, 235, 287, 306, 308]
     first = sampled[0]
     assert f"row {first.row}: sequence {first.sequence}, position {first.position}" in format_sample(
         [first], decode=None
@@ -152,5 +152,5 @@ def test_a_sample_of_more_rows_than_there_are_is_refused(cache_folder: Path) -> 
         sample_rows(ActivationCache(cache_folder), HOOKS[0], num_rows=329, seed=0)
 
 
-def test_a_manifest_is_sealed_in_one_spelling(cache_folder: Path) -> None:
-    assert seal(load_manifest(cache_folder)) == (cache_folder / "manifest.json").read_bytes()
+def test_a_manifest_is_the_bytes_that_writing_it_again_gives(cache_folder: Path) -> None:
+    assert record_bytes(load_manifest(cache_folder)) == (cache_folder / "manifest.json").read_bytes()

@@ -1,7 +1,5 @@
 """The codec gives back every bit, in zarr and on its own, and refuses what it did not write."""
 
-import contextlib
-
 import numcodecs
 import numpy as np
 import pytest
@@ -13,14 +11,14 @@ from numpy.typing import NDArray
 
 from store.codec.bf16_planes import decode_planes, encode_planes, encode_planes_parts
 from store.codec.bf16_planes_torch import encode_tensor_parts, merge_tensor, split_tensor
+from store.codec.names import CODEC_NAMES, CodecName
 from store.codec.registry import decode_chunk, encode_chunk
 from store.errors import DamagedFile
 
-CODECS = ["bf16_planes_v1", "zstd", "blosc", "pcodec", "none"]
 SPECIAL = np.array([0, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0xFFFF, 1, 0x8001, 0x7FFF, 0x3F80], dtype=np.uint16)
 
 
-def round_trip(rows: NDArray[np.uint16], codec: str = "bf16_planes_v1") -> NDArray[np.uint16]:
+def round_trip(rows: NDArray[np.uint16], codec: CodecName = "bf16_planes_v1") -> NDArray[np.uint16]:
     out = np.empty_like(rows)
     chunk = np.frombuffer(encode_chunk(codec, rows), dtype=np.uint8)
     decode_chunk(codec, chunk, rows.shape, out, np.arange(len(rows)))
@@ -33,8 +31,8 @@ def test_any_bit_pattern_of_any_shape_comes_back(rows: NDArray[np.uint16]) -> No
     np.testing.assert_array_equal(round_trip(rows), rows)
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_every_codec_keeps_nan_payloads_infinities_subnormals_and_minus_zero(codec: str) -> None:
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_every_codec_keeps_nan_payloads_infinities_subnormals_and_minus_zero(codec: CodecName) -> None:
     rows = np.tile(SPECIAL, (7, 3))
     np.testing.assert_array_equal(round_trip(rows, codec), rows)
 
@@ -74,9 +72,13 @@ def test_a_changed_byte_is_refused_or_decoded_but_never_crashes(where: int, flip
     chunk = bytearray(encode_planes(np.arange(12, dtype=np.uint16).reshape(4, 3)))
     chunk[where % len(chunk)] ^= flip
     out = np.empty((4, 3), dtype=np.uint16)
-    # Bytes that only checksums can tell apart are decoded: a shard's crc32c is checked before.
-    with contextlib.suppress(DamagedFile):
+    refused = False
+    try:
         decode_planes(np.frombuffer(bytes(chunk), np.uint8), (4, 3), out, np.arange(4))
+    except DamagedFile:
+        refused = True
+    # The header is checked. Other bytes may be decoded: a shard's crc32c is checked before.
+    assert refused or where % len(chunk) >= 16
 
 
 def test_a_header_that_promises_gigabytes_allocates_nothing() -> None:
@@ -94,7 +96,7 @@ def test_correlated_exponents_are_compressed_to_near_their_entropy() -> None:
     shifted = (exponents - np.median(exponents, axis=0).astype(np.int64)) % 256
     shares = np.bincount(shifted.ravel().astype(np.int64)) / shifted.size
     entropy_bits = 8.0 - np.sum(shares[shares > 0] * np.log2(shares[shares > 0]))
-    assert len(encode_planes(rows)) * 8 <= 1.05 * entropy_bits * rows.size
+    assert 1.0 < len(encode_planes(rows)) * 8 / (entropy_bits * rows.size) < 1.01
 
 
 @settings(max_examples=40, deadline=None)

@@ -163,12 +163,12 @@ def test_a_server_that_does_not_answer_is_given_up(
         open_files(bucket_url).open_range(SHARD, 100).read(0, 10)
 
 
-def test_the_stated_bounds_add_up_to_less_than_a_minute() -> None:
+def test_the_stated_bounds_add_up_to_half_a_minute_and_three_quarters() -> None:
     pauses = sum(remote.BACKOFF_SECONDS * 2**tries for tries in range(remote.TRIES - 1))
     refused = remote.TRIES * remote.CONNECT_SECONDS + pauses  # an address that swallows packets
     silent = remote.PATIENCE_SECONDS + remote.SILENCE_SECONDS + pauses
-    assert refused <= 30
-    assert silent <= 50
+    assert refused == 28.75  # 5 tries of 5 s, pauses of at most 0.25 + 0.5 + 1 + 2 s
+    assert silent == 48.75  # a try that begins after 30 s and waits for 15 s
 
 
 def test_missing_credentials_are_one_error_that_says_what_to_set(

@@ -83,7 +83,7 @@ def test_a_batch_mixes_far_more_sequences_than_neighbours_would(cache_folder: Pa
         HOOKS[0], batch_rows=50, seed=0, num_epochs=1, pool_bytes=30_000
     ) as stream:
         distinct = [len({number[row.tobytes()] for row in batch}) for batch in stream]
-    assert min(distinct) >= 18
+    assert distinct == [31, 25, 29, 26, 27, 21]
 
 
 def test_rows_are_found_by_number_and_with_their_tokens(cache_folder: Path) -> None:
@@ -121,6 +121,28 @@ def test_a_missing_or_short_file_is_found_on_opening(make_cache: MakeCache) -> N
         ActivationCache(folder / "nowhere")
 
 
+def test_a_cache_with_held_out_files_alone_opens_for_them_and_for_nothing_else(make_cache: MakeCache) -> None:
+    folder = make_cache()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "manifest.json" and not name.startswith("held_out/"):
+            path.unlink()
+    cache = ActivationCache(folder, splits=("held_out",))
+    expected = rows_of(HOOKS[1], 514)[500 * 8 :]
+    np.testing.assert_array_equal(cache.rows(HOOKS[1], np.arange(112), split="held_out"), expected)
+    np.testing.assert_array_equal(cache.tokens(split="held_out"), tokens_of(514)[500:])
+    with cache.batches(HOOKS[1], batch_rows=28, seed=0, num_epochs=1, split="held_out") as stream:
+        assert Counter(row.tobytes() for batch in stream for row in batch) == Counter(row.tobytes() for row in expected)
+    with pytest.raises(IncompleteCache, match=r"expected the file .*c/0/0, found none"):
+        cache.rows(HOOKS[1], [0])
+    for splits in (("training",), ("training", "held_out")):
+        with pytest.raises(IncompleteCache, match="which the manifest lists, found none: the cache is only part"):
+            ActivationCache(folder, splits=splits)
+    (folder / "held_out/tokens/c/0/0").unlink()
+    with pytest.raises(IncompleteCache, match=r"expected .*held_out/tokens/c/0/0, which the manifest lists, found"):
+        ActivationCache(folder, splits=("held_out",))
+
+
 @pytest.mark.parametrize("where", [10, -30, -2])
 def test_a_flipped_bit_is_found_on_reading_and_named(make_cache: MakeCache, where: int) -> None:
     folder = make_cache()
@@ -135,7 +157,7 @@ def test_a_flipped_bit_is_found_on_reading_and_named(make_cache: MakeCache, wher
     assert "c/2/0: expected SHA-256" in problem
 
 
-def test_verify_finds_missing_files_and_strangers(make_cache: MakeCache) -> None:
+def test_verify_finds_missing_files_and_files_that_are_not_listed(make_cache: MakeCache) -> None:
     folder = make_cache()
     (folder / "tokens/c/0/0").unlink()
     (folder / HOOKS[0] / "c/9").mkdir()

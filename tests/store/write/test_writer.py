@@ -18,6 +18,8 @@ from store.atomic import clear_leftovers
 from store.cache.manifest import load_manifest
 from store.cache.moments import ShardSums, combine_moments
 from store.cache.order import disk_order
+from store.care.dvc_versions import files_in
+from store.codec.names import CODEC_NAMES, CodecName
 from store.errors import StoreError
 from store.lease import exclusive_lock
 from store.write.encoder import ShardPipeline
@@ -30,8 +32,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("codec", ["bf16_planes_v1", "zstd", "blosc", "pcodec", "none"])
-def test_plain_zarr_reads_the_same_numbers(make_cache: MakeCache, codec: str) -> None:
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_plain_zarr_reads_the_same_numbers(make_cache: MakeCache, codec: CodecName) -> None:
     folder = make_cache(codec=codec)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3")
@@ -59,26 +61,24 @@ def test_nothing_that_is_hashed_holds_a_path_or_a_time(make_cache: MakeCache, tm
         assert str(tmp_path).encode() not in data, name
 
 
-def test_a_larger_budget_keeps_full_shards_and_remakes_the_partial_one(make_cache: MakeCache, tmp_path: Path) -> None:
+def test_a_larger_budget_keeps_full_shards_and_replaces_the_partial_one(make_cache: MakeCache, tmp_path: Path) -> None:
     small, large = make_cache("small", num_sequences=30), make_cache("large", num_sequences=41)
     writer = make_writer(tmp_path / "grown")
-    earlier = {p.relative_to(small).as_posix(): p for p in small.rglob("*") if p.is_file()}
-    assert writer.adopt(earlier) == [("training", 0), ("training", 1), ("held_out", 0), ("held_out", 1)]
+    assert writer.reuse_shards(files_in(small)) == [("training", 0), ("training", 1), ("held_out", 0), ("held_out", 1)]
     assert writer.missing_shards() == [2, 3]
     finish(writer)
     assert contents(tmp_path / "grown") == contents(large)
 
 
-def test_shards_of_another_spec_or_with_other_bytes_are_not_adopted(make_cache: MakeCache, tmp_path: Path) -> None:
+def test_shards_of_another_spec_or_with_other_bytes_are_not_reused(make_cache: MakeCache, tmp_path: Path) -> None:
     folder = make_cache()
     shard = folder / HOOKS[1] / "c/1/0"
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(bytes(data))
-    earlier = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    adopted = make_writer(tmp_path / "a").adopt(earlier)
-    assert [shard for split, shard in adopted if split == "training"] == [0, 2, 3]
-    assert make_writer(tmp_path / "b", harvest_version=2).adopt(earlier) == []
+    reused = make_writer(tmp_path / "a").reuse_shards(files_in(folder))
+    assert [shard for split, shard in reused if split == "training"] == [0, 2, 3]
+    assert make_writer(tmp_path / "b", harvest_version=2).reuse_shards(files_in(folder)) == []
 
 
 def test_a_writer_continues_after_the_shards_that_are_committed(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_rows_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
     writer = make_writer(tmp_path / "cache")
     sums = {hook: ShardSums(num_rows=1, sum=[], sum_of_squares=[]) for hook in HOOKS}
     with pytest.raises(ValueError, match="for shard 0, got tokens"):
-        writer.write_shard(0, tokens=tokens_of(12), rows={HOOKS[0]: rows_of(HOOKS[0], 12)}, sums=sums)
+        writer.submit_shard(0, tokens=tokens_of(12), rows={HOOKS[0]: rows_of(HOOKS[0], 12)}, sums=sums).result()
 
 
 def shard_0(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -156,7 +156,7 @@ def test_sums_of_other_rows_do_not_commit_a_shard(tmp_path: Path) -> None:
     sums = ShardSums(num_rows=95, sum=[0.0] * 48, sum_of_squares=[0.0] * 48)
     with make_writer(tmp_path / "cache") as writer:
         with pytest.raises(ValueError, match=r"expected sums for shard 0 .* \(96, 48, 48\).*, got .* \(95, 48, 48\)"):
-            writer.write_shard(0, **shard_0(sums=dict.fromkeys(HOOKS, sums)))
+            writer.submit_shard(0, **shard_0(sums=dict.fromkeys(HOOKS, sums))).result()
         assert writer.missing_shards() == [0, 1, 2, 3]
 
 
@@ -166,7 +166,7 @@ def test_sums_that_cannot_be_computed_do_not_commit_a_shard(tmp_path: Path) -> N
 
     with make_writer(tmp_path / "cache") as writer:
         with pytest.raises(ArithmeticError, match="overflow"):
-            writer.write_shard(0, **shard_0(sums=sums))
+            writer.submit_shard(0, **shard_0(sums=sums)).result()
         assert writer.missing_shards() == [0, 1, 2, 3]
         with pytest.raises(ArithmeticError, match="overflow"):
             writer.finish()
@@ -181,7 +181,7 @@ def test_rows_of_any_layout_in_memory_are_stored_as_the_same_bytes(tmp_path: Pat
                 rows = {hook: np.asfortranarray(bits) for hook, bits in rows.items()}
             if folder == "tensor":
                 rows = {hook: torch.from_numpy(bits) for hook, bits in rows.items()}
-            writer.write_shard(0, **shard_0(rows=rows))
+            writer.submit_shard(0, **shard_0(rows=rows)).result()
     first, *others = (contents(tmp_path / folder) for folder in folders)
     assert all(first == other for other in others)
 

@@ -1,5 +1,6 @@
 """Damaged shards are harvested again from the same text and model, and come out with the recorded bytes."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from harvest.config import HarvestConfig
-from harvest.remake import remaker
+from harvest.repair import harvest_again
 from harvest.run import run
 from language_model.config import LanguageModelConfig
 from store.care.repair import Repaired, repair
@@ -33,7 +34,9 @@ class Workplace:
             cache,
             output="",
             scratch=cache.with_name(".repair"),
-            remake=remaker(config, model=self.model, damaged=cache, device="cpu"),
+            harvest_again=functools.partial(
+                harvest_again, config=config, model=self.model, damaged=cache, device="cpu"
+            ),
             accept_different_bytes=False,
             num_threads=1,
         )
@@ -52,13 +55,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_lost_shards_records_and_metadata_are_made_again_byte_for_byte(workplace: Workplace) -> None:
+def test_lost_shards_records_and_metadata_come_back_byte_for_byte(workplace: Workplace) -> None:
     whole = contents(workplace.cache)
     lost = [f"{HOOK}/c/1/0", "held_out/tokens/c/0/0", "shards/00002.json", "held_out/zarr.json"]
     for name in lost:
         (workplace.cache / name).unlink()
     done = workplace.repair(workplace.cache)
-    assert sorted(done.remade) == sorted(lost)
+    assert sorted(done.harvested) == sorted(lost)
     assert contents(workplace.cache) == whole
     assert verify(workplace.cache, full=True, num_threads=1) == []
 
@@ -68,7 +71,7 @@ def test_a_cache_in_another_codec_or_size_is_repaired_as_it_was(workplace: Workp
     whole = contents(tmp_path / "exported")
     (tmp_path / "exported" / HOOK / "c/0/0").unlink()
     done = workplace.repair(tmp_path / "exported", num_rows=70)
-    assert done.remade == [f"{HOOK}/c/0/0"]
+    assert done.harvested == [f"{HOOK}/c/0/0"]
     assert contents(tmp_path / "exported") == whole
 
 

@@ -1,0 +1,53 @@
+"""What a harvest reads: a language model and a text, found, checked and identified."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from compute.code_version import tell_if_edited
+from harvest.config import HarvestConfig
+from harvest.estimate import check_model_fits
+from harvest.text import TextSource, open_text
+from harvest.tokens import PACKING
+from harvest.version import HARVEST_VERSION
+from language_model.config import LanguageModelConfig
+from language_model.load import identify, resolve
+from store.cache.spec import CacheSpec
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A language model, a text, and the spec of the cache that they give."""
+
+    model_folder: Path
+    text: TextSource
+    spec: CacheSpec
+
+
+def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
+    """Finds the language model and the text. Raises ValueError, with what to do, for one that cannot be used."""
+    folder = resolve(model.name, model.revision)
+    identity = identify(folder, model.name, model.revision)
+    check_model_fits(config, identity, max_positions=AutoConfig.from_pretrained(folder).max_position_embeddings)
+    text = open_text(config.text)
+    # Code that was edited since its version was confirmed is part of what decides the bytes, so that no shard of other
+    # code is taken for one of this code.
+    tell_if_edited(HARVEST_VERSION, stage="harvest", where="harvest/version.py")
+    edited = HARVEST_VERSION.edited()
+    spec = CacheSpec(
+        model=identity,
+        hooks=config.hooks,
+        text=text.lineage if edited is None else {**text.lineage, "edited_harvest_code": edited},
+        context_length=config.context_length,
+        excluded_positions=("bos",),
+        packing=PACKING,
+        held_out_fraction=config.held_out_fraction,
+        compute_dtype=model.compute_dtype,
+        forward_batch_sequences=config.forward_batch_sequences,
+        sequences_per_chunk=config.sequences_per_chunk,
+        chunks_per_shard=config.chunks_per_shard,
+        codec=config.codec,
+        harvest_version=HARVEST_VERSION.number,
+    )
+    return Inputs(model_folder=folder, text=text, spec=spec)
