@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from store.sae.geometry import gram_penalty_and_gradient, nearest, unit_rows
-from train.group import penalty_runs
 from train.penalties import GramPenalty, MaxCosinePenalty, latent_chunks
+from train.penalty_term import penalty_slices
 
 GRAM = GramPenalty(kind="gram")
 NEAREST = MaxCosinePenalty(kind="max-cosine")
@@ -88,5 +88,5 @@ def test_neighbours_with_one_penalty_are_computed_at_once_as_far_as_memory_allow
     assert callable(make)
     one, other = {"kind": "fixed", "value": 1.0}, {"kind": "max-cosine"}
     settings = [make(), make(one), make(one), make(one, penalty=other), make(), make(one), make(one), make(one)]
-    assert penalty_runs(settings, numbers_each=4) == [slice(1, 3), slice(3, 4), slice(5, 8)]
-    assert penalty_runs(settings, numbers_each=2**21) == [slice(1, 3), slice(3, 4), slice(5, 7), slice(7, 8)]
+    assert penalty_slices(settings, numbers_per_variant=4) == [slice(1, 3), slice(3, 4), slice(5, 8)]
+    assert penalty_slices(settings, numbers_per_variant=2**21) == [slice(1, 3), slice(3, 4), slice(5, 7), slice(7, 8)]
