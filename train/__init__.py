@@ -5,6 +5,7 @@ checks.py             the ranges of its numbers
 architectures.py      the kinds of SAE, and what is done for dead latents
 lambdas.py            the kinds of lambda: here lambda changes
 penalties.py          the kinds of penalty
+penalty_term.py       the penalties of the variants trained together
 schedule.py           learning rate by step
 version.py            its version
 grid.py               which variants a study has

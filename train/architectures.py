@@ -19,14 +19,12 @@ class ReLU(Record):
     """a = relu(pre); + l1 * mean_B sum_f ||W_dec_f|| a_f, warmed up. The lengths are 1 unless decoder_norm is free."""
 
     kind: Literal["relu"]
-    """Chooses this record."""
 
 
 class TopK(Record):
     """a = relu of the k largest pre of each row, 0 elsewhere (Gao et al., arXiv 2406.04093)."""
 
     kind: Literal["topk"]
-    """Chooses this record."""
     k: PositiveCount
     """Latents per row."""
 
@@ -39,7 +37,6 @@ class BatchTopK(Record):
     """
 
     kind: Literal["batchtopk"]
-    """Chooses this record."""
     k: PositiveCount
     """Latents per row, on average over a batch."""
 
@@ -52,13 +49,12 @@ class JumpReLU(Record):
     """
 
     kind: Literal["jumprelu"]
-    """Chooses this record."""
     l0: NotNegative
     """Coefficient of the number of latents that fire."""
     bandwidth: Positive = 0.05
     """Width of the window around the threshold, in units of pre."""
     start_threshold: Positive = 0.01
-    """Of every latent before the first step."""
+    """Threshold of every latent before the first step."""
 
 
 def _increasing(values: list[int]) -> list[int]:
@@ -71,7 +67,6 @@ class MatryoshkaBatchTopK(Record):
     """batchtopk, + for each prefix of w latents mean_B ||x - (a_:w W_dec_:w + b_dec)||^2 (arXiv 2503.17547)."""
 
     kind: Literal["matryoshka-batchtopk"]
-    """Chooses this record."""
     k: PositiveCount
     """Latents per row, on average over a batch."""
     widths: Annotated[list[PositiveCount], AfterValidator(_increasing)]
@@ -86,7 +81,6 @@ class Gated(Record):
     """
 
     kind: Literal["gated"]
-    """Chooses this record."""
 
 
 Architecture = Annotated[ReLU | TopK | BatchTopK | JumpReLU | MatryoshkaBatchTopK | Gated, Field(discriminator="kind")]
@@ -102,7 +96,6 @@ class KeepDead(Record):
     """Dead latents stay dead."""
 
     kind: Literal["none"]
-    """Chooses this record."""
 
 
 class AuxK(Record):
@@ -110,7 +103,6 @@ class AuxK(Record):
     of dead latents per row (Gao et al., arXiv 2406.04093, appendix A.2)."""
 
     kind: Literal["auxk"]
-    """Chooses this record."""
     k: PositiveCount
     """Dead latents per row; half of d_model is usual."""
     coefficient: Positive = 0.03125
@@ -125,7 +117,6 @@ class Resample(Record):
     """
 
     kind: Literal["resample"]
-    """Chooses this record."""
     every_steps: PositiveCount
     """Steps between two resamplings."""
     encoder_scale: Positive = 0.2

@@ -10,11 +10,11 @@ from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
 from store.sae.stationary_lambda import judge_lambda, lambda_residual
 from store.sae.weights import SAEWeights, fold_scale
 from train.config import VariantSettings
-from train.lambda_controller import penalty_divisor
 from train.lambdas import LearnedLambda
 from train.loop import GroupRun
 from train.metrics import averaged_tail, log_lambda_range, mean_max_cosine
 from train.penalties import GramPenalty
+from train.penalty_term import penalty_divisor
 from train.variants import ResolvedVariant
 from train.version import TRAIN_VERSION
 

@@ -75,9 +75,9 @@ class Combination:
 
     grid: str
     name: str
-    """Of the variant."""
+    """Name of the variant."""
     settings: dict[str, Any]
-    """As a variant of params.yaml is written."""
+    """The settings of the variant, as params.yaml would have them."""
 
 
 def combinations(grid: Mapping[str, GridConfig], variants: Mapping[str, VariantConfig]) -> Iterator[Combination]:

@@ -16,17 +16,15 @@ from store.sae.geometry import gram_penalty, gram_penalty_bound
 from store.sae.weights import SAEWeights
 from train.architectures import Resample
 from train.config import VariantSettings, check_against_data
-from train.lambda_controller import LambdaController, penalty_divisor
-from train.lambdas import NO_PENALTY
+from train.lambda_controller import LambdaController
 from train.metrics import COLUMNS, explained_variance, mean_max_cosine
+from train.penalty_term import PenaltyTerm
 from train.schedule import lr_factor, warm_up_factor
 from train.steps.adam import StackedAdam, clip_, remove_parallel_part_, renormalise_
 from train.steps.input import load_batch
 from train.steps.make import make_step
 from train.steps.protocol import Step, live_state, sparsity_coefficient
 from train.steps.resample import resample_
-
-_PENALTY_NUMBERS = 2**22
 
 
 def make_group(
@@ -79,9 +77,7 @@ class VariantGroup:
         """Which variants are trained no further."""
         self._frozen_V = torch.zeros(len(settings), dtype=torch.bool)
         self._unit = settings[0].decoder_norm == "unit"
-        self._penalty_runs = penalty_runs(settings, numbers_each=min(step.W_dec.shape[1:]) ** 2)
-        self._divisors_V = self._column([penalty_divisor(variant) for variant in settings])
-        self._scaled_V = torch.zeros(len(settings), dtype=torch.float64, device=self._device)
+        self._penalties = PenaltyTerm(settings, d_model=step.W_dec.shape[2], device=self._device)
         clips = [torch.inf if variant.gradient_clip is None else variant.gradient_clip for variant in settings]
         self._clip_V = None if min(clips) == torch.inf else self._column(clips)
         self._sparsity_now: list[float] = []
@@ -109,7 +105,7 @@ class VariantGroup:
         lr_factors = self._lr_factors(now)
         record = self._record(lambda_V, lr_factors, log_cosines=log_cosines).cpu() if log else None
         self._update(lr_factors)
-        self.lambdas.update(self._scaled_V, step=now, lr_factors=lr_factors)
+        self.lambdas.update(self._penalties.scaled_V, step=now, lr_factors=lr_factors)
         self._resample(now)
         self.num_steps_done = now + 1
         return record
@@ -148,22 +144,8 @@ class VariantGroup:
         return dead_VF
 
     def add_penalties(self, lambda_V: Tensor, now: int) -> None:
-        """Adds lambda dP/dW_dec of the variants that have a penalty, and keeps their P, scaled as in the loss."""
-        weight_V = lambda_V / self._divisors_V
-        for members in self._penalty_runs:
-            penalty = self._settings[members.start].penalty
-            factor = penalty.factor(now)
-            if factor == 0.0:
-                continue
-            penalty_V = penalty.add_gradients_(
-                self._step.W_dec[members],
-                self._step.W_dec_gradient[members],
-                weight_V=weight_V[members] * factor,
-                unit=self._unit,
-                seeds=[variant.seed for variant in self._settings[members]],
-                step=now,
-            )
-            self._scaled_V[members] = penalty_V.to(torch.float64) / self._divisors_V[members]
+        """Adds lambda dP/dW_dec to the gradient of W_dec, for the variants that have a penalty."""
+        self._penalties.add_gradients_(self._step.W_dec, self._step.W_dec_gradient, lambda_V=lambda_V, step=now)
 
     def _update(self, lr_factors: list[float]) -> None:
         """From gradients to new weights."""
@@ -203,7 +185,7 @@ class VariantGroup:
         penalty_V = torch.stack([gram_penalty(W_dec_FD) for W_dec_FD in W_dec_VFD]).to(torch.float64)
         penalised_V = torch.zeros_like(lambda_V, dtype=torch.bool)
         penalised_V[self.lambdas.penalised] = True
-        scaled_V = torch.where(penalised_V, self._scaled_V, penalty_V / self._divisors_V)
+        scaled_V = torch.where(penalised_V, self._penalties.scaled_V, penalty_V / self._penalties.divisors_V)
         absent_V = torch.full_like(lambda_V, torch.nan)
         learned = self.lambdas.learned
         log_lambda_V = torch.where(learned, lambda_V.clamp_min(1e-300).log(), torch.zeros_like(lambda_V))
@@ -263,7 +245,7 @@ class VariantGroup:
         yield from live_state(self._step).values()
         yield from self._adam.first.values()
         yield from self._adam.second.values()
-        yield from (self._scaled_V, self._rows_since_fired_VF)
+        yield from (self._penalties.scaled_V, self._rows_since_fired_VF)
 
     def trained_weights(self) -> Iterator[SAEWeights]:
         """The weights of each variant on the host, for rows times the scale."""
@@ -276,7 +258,7 @@ class VariantGroup:
             **{f"adam_first.{name}": moment for name, moment in self._adam.first.items()},
             **{f"adam_second.{name}": moment for name, moment in self._adam.second.items()},
             **self.lambdas.state(),
-            "scaled_penalty": self._scaled_V,
+            "scaled_penalty": self._penalties.scaled_V,
             "rows_since_fired": self._rows_since_fired_VF,
             "frozen": self._frozen_V,
         }
@@ -288,22 +270,3 @@ class VariantGroup:
         self.frozen = self._frozen_V.tolist()
         self._adam.set_num_steps_done(num_steps_done)
         self.num_steps_done = num_steps_done
-
-
-def penalty_runs(settings: Sequence[VariantSettings], *, numbers_each: int) -> list[slice]:
-    """Neighbouring variants with the same penalty, to be computed at once: few calls where decoders are small.
-
-    `numbers_each`: what the penalty of one variant takes in memory; `_PENALTY_NUMBERS` of them may exist at once.
-    """
-    most = max(1, _PENALTY_NUMBERS // numbers_each)
-    runs: list[slice] = []
-    for index, variant in enumerate(settings):
-        if variant.schedule == NO_PENALTY:
-            continue
-        last = runs[-1] if runs else slice(0, 0)
-        fits = last.stop == index > last.start and index - last.start < most
-        if fits and settings[last.start].penalty == variant.penalty:
-            runs[-1] = slice(last.start, index + 1)
-        else:
-            runs.append(slice(index, index + 1))
-    return runs

@@ -23,6 +23,7 @@ from train.lambdas import (
     literal_lambda_step,
     log_lambda_step,
 )
+from train.penalty_term import penalty_divisor
 
 LambdaStep = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(theta, first, second, measured, count, lr_factor), each (n,), to the new theta, first and second."""
@@ -144,8 +145,3 @@ def adaptive_kind(settings: VariantSettings) -> str | None:
     if isinstance(settings.schedule, LearnedLambda):
         return settings.schedule.parametrisation
     return "dual" if isinstance(settings.schedule, DualLambda) else None
-
-
-def penalty_divisor(settings: VariantSettings) -> float:
-    """What P is divided by in the loss: 1 for `sum`, d_sae for `per_latent`."""
-    return 1.0 if settings.penalty_scale == "sum" else float(settings.d_sae)

@@ -45,7 +45,6 @@ class FixedLambda(Record):
     """The same lambda at every step."""
 
     kind: Literal["fixed"]
-    """Chooses this record."""
     value: NotNegative
     """Lambda, the weight of the orthogonality penalty; 0 is a plain SAE."""
 
@@ -59,7 +58,6 @@ class LinearLambda(Record):
     """Lambda on a straight line over the run."""
 
     kind: Literal["linear"]
-    """Chooses this record."""
     start: NotNegative
     """Lambda at the first step."""
     end: NotNegative
@@ -74,7 +72,6 @@ class CosineLambda(Record):
     """Lambda on half a cosine over the run: flat at both ends."""
 
     kind: Literal["cosine"]
-    """Chooses this record."""
     start: NotNegative
     """Lambda at the first step."""
     end: NotNegative
@@ -89,7 +86,6 @@ class ExponentialLambda(Record):
     """Lambda multiplied by the same factor at every step."""
 
     kind: Literal["exponential"]
-    """Chooses this record."""
     start: Positive
     """Lambda at the first step."""
     end: Positive
@@ -115,7 +111,6 @@ class PiecewiseLambda(Record):
     """Lambda on straight lines through given points, level before the first and after the last."""
 
     kind: Literal["piecewise"]
-    """Chooses this record."""
     points: Annotated[list[list[float]], AfterValidator(_points)]
     """[fraction of the run, lambda] pairs, fractions rising."""
 
@@ -142,7 +137,6 @@ class LearnedLambda(Record):
     """Lambda by gradient descent on the loss, which then holds c (log lambda)^2 as well."""
 
     kind: Literal["learned"]
-    """Chooses this record."""
     start: Annotated[float, AfterValidator(_above_the_floor)]
     """Lambda before the first step."""
     parametrisation: Literal["log", "literal"] = "log"
@@ -158,7 +152,6 @@ class DualLambda(Record):
     """Lambda by multiplicative dual ascent towards a coherence: it rises while the decoder is too coherent."""
 
     kind: Literal["dual"]
-    """Chooses this record."""
     start: Positive
     """Lambda before the first step."""
     target: Positive

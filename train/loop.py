@@ -33,9 +33,9 @@ class GroupRun:
 
     group: VariantGroup
     names: Sequence[str]
-    """Of its variants."""
+    """Names of its variants, in their order."""
     records: list[Tensor] = field(default_factory=list)
-    """(V, columns) each."""
+    """Log records, one (V, columns) tensor per logged step."""
     diverged_at: dict[int, int] = field(default_factory=dict)
     """The step at which a variant was found to have diverged, by its place in the group."""
 
@@ -92,6 +92,7 @@ class CheckpointPolicy:
     every_seconds: float
     """0 saves after every step."""
     num_kept: int
+    """The newest so many are kept."""
 
 
 def train_to_end(

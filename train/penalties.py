@@ -27,7 +27,6 @@ class GramPenalty(Record):
     """P = ||G - I||_F^2, exact, in 4 F d min(F, d) FLOPs and min(F, d)^2 numbers of memory."""
 
     kind: Literal["gram"]
-    """Chooses this record."""
 
     def factor(self, step: int) -> float:
         """What lambda is multiplied with in `step`; 0 where the penalty is not computed."""
@@ -82,7 +81,6 @@ class MaxCosinePenalty(Record):
     """
 
     kind: Literal["max-cosine"]
-    """Chooses this record."""
     every_steps: PositiveCount = 1
     """It is computed every so many steps, with so many times the coefficient."""
     chunk_latents: PositiveCount = 8192

@@ -35,9 +35,9 @@ class TrainingResources:
     """What a training is computed with: device, threads, checkpoints, where metrics go. None of it decides a result."""
 
     device: str
-    """Of torch. On cuda products are bfloat16, weights and optimiser float32."""
+    """Name of a torch device. On cuda products are bfloat16, weights and optimiser float32."""
     num_threads: int
-    """Of torch's products, and of the decoding."""
+    """Threads of torch's products, and of decoding."""
     checkpoint_every_seconds: float = 120.0
     num_checkpoints: int = 2
     """Checkpoints kept."""
@@ -56,7 +56,7 @@ class Task:
     scratch: Path
     resources: TrainingResources
     title: str = "train"
-    """Of the progress bar."""
+    """What the progress bar says."""
 
     @property
     def key(self) -> str:
@@ -65,7 +65,7 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """For its checkpoints and metrics."""
+        """Where its checkpoints and metrics are."""
         return self.scratch / "tasks" / self.key[:16]
 
     @property
@@ -178,7 +178,7 @@ class Plan:
     scale: float
     """What rows are multiplied with, so that E||x||^2 = d_model."""
     mean: list[float]
-    """Of the raw training rows, (d_model,)."""
+    """Mean of the raw training rows, (d_model,)."""
 
 
 def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:

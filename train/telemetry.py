@@ -39,7 +39,7 @@ class Sink(Protocol):
         """The record of one step: fields by variant."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Ends the sink; no record follows."""
 
 
 class JsonLines:

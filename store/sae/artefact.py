@@ -37,7 +37,7 @@ class SAECard(Record):
 
     format: Literal["sae-card/1"]
     name: str
-    """Of the variant."""
+    """Name of the variant."""
     key: str
     """Digest of all that the training depended on; equal keys need no retraining."""
     architecture: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka-batchtopk", "gated"]

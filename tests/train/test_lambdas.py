@@ -1,5 +1,6 @@
 """Controllers of lambda, on toys whose answers follow by hand."""
 
+import itertools
 import math
 from typing import Any
 
@@ -157,13 +158,14 @@ def test_lambda_leaves_the_floor_again_when_p_becomes_small() -> None:
 def test_lambda_falls_first_when_p_is_large_at_the_start() -> None:
     values = descend(1.0, 700.0, 1000)
     assert values[0] < 1.0
-    assert values[:50] == sorted(values[:50], reverse=True)
+    assert all(later < earlier for earlier, later in itertools.pairwise(values[:50]))
 
 
 @pytest.mark.parametrize("num_steps", [100, 300, 1000, 10_000])
 def test_at_the_derived_rate_lambda_crosses_its_range_in_a_quarter_of_the_run(num_steps: int) -> None:
+    # At full speed it takes a fifth of the run; Adam's first and last steps are slower.
     values = descend(10.0, 1e4, num_steps)
-    assert values.index(LAMBDA_FLOOR) + 1 <= num_steps / 4
+    assert num_steps / 5 <= values.index(LAMBDA_FLOOR) + 1 <= num_steps / 4
 
 
 def test_the_derived_rate_is_five_times_the_range_over_the_steps() -> None:

@@ -27,4 +27,6 @@ def test_a_run_may_be_all_warm_up_or_all_decay() -> None:
 
 
 def test_no_step_has_rate_zero() -> None:
-    assert min(factors(100, 0.5, 0.5)) > 0.0
+    # 50 steps up from 1/50, 50 down to 1/50
+    rates = factors(100, 0.5, 0.5)
+    assert (rates[0], min(rates), rates[-1]) == (1 / 50, 1 / 50, 1 / 50)

@@ -66,7 +66,7 @@ class AnalyticStep:
         self.parameters = {"encoder": encoder_VFK, "decoder": decoder_VFK, "b_dec": weights.b_dec.clone()}
         """What the optimiser updates: W_enc with b_enc as column D, W_dec, b_dec. Other columns are scratch."""
         self.gradients = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
-        """Of the loss above by `parameters`, after `compute`; 0 in the columns that are scratch."""
+        """Gradients of the loss above by `parameters`, after `compute`; 0 in the columns that are scratch."""
         self.W_enc, self.b_enc, self.b_dec = encoder_VFK[:, :, :D], encoder_VFK[:, :, D], self.parameters["b_dec"]
         self.W_dec = decoder_VFK[:, :, :D]
         self.W_dec_gradient = self.gradients["decoder"][:, :, :D]

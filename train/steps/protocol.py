@@ -32,7 +32,7 @@ class Step(Protocol):
     parameters: dict[str, Tensor]
     """What the optimiser updates, by name, the variants first; `W_enc`, `W_dec`, `b_dec` are views of these."""
     gradients: dict[str, Tensor]
-    """Of the loss by `parameters`, after `compute`; of the same names and shapes."""
+    """Gradients of the loss by `parameters`, after `compute`; of the same names and shapes."""
     buffers: dict[str, Tensor]
     """What else lasts from batch to batch, by name, the variants first."""
     W_enc: Tensor

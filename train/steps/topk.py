@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 THRESHOLD_RATE = 0.01
-"""Of the running mean of the smallest activation that fired, in a run of `THRESHOLD_STEPS` / 0.01 steps or more."""
+"""Rate of the running mean of the smallest activation that fired, in runs of 1000 steps or more."""
 THRESHOLD_STEPS = 10.0
 """In a shorter run the rate is this over the number of steps: the mean must forget where training began."""
 _LANES = 32

@@ -79,6 +79,8 @@ def test_rows_are_drawn_by_their_squared_error_and_the_same_again() -> None:
     drawn = draw_rows(torch.tensor([0.0, 1.0, 3.0]), 10_000, seed=1, step=2)
     assert np.bincount(drawn, minlength=3) / 10_000 == pytest.approx([0.0, 0.1, 0.9], abs=0.02)
     assert (drawn == draw_rows(torch.tensor([0.0, 1.0, 3.0]), 10_000, seed=1, step=2)).all()
+    for seed, step in ((1, 3), (2, 2)):
+        assert (drawn != draw_rows(torch.tensor([0.0, 1.0, 3.0]), 10_000, seed=seed, step=step)).any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
@@ -117,7 +119,7 @@ def test_a_dead_latent_starts_again_at_a_row_and_the_others_stay(kind: dict[str,
 def test_nothing_is_resampled_where_nothing_is_dead(resolved: Resolved) -> None:
     settings = [resolved(d_sae=5, batch_rows=4)]
     step = make_step(settings, batch_rows=4, scale=1.0, mean=[0.0] * 3, device=torch.device("cpu"))
-    before = step.W_dec.clone()
+    before = {name: tensor.clone() for name, tensor in step.parameters.items()}
     alive = torch.zeros(5, dtype=torch.bool)
     resample_(step, StackedAdam(step.parameters, settings), 0, dead_F=alive, encoder_scale=0.2, seed=0, step_number=0)
-    assert torch.equal(step.W_dec, before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in step.parameters.items())

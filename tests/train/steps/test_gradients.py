@@ -251,7 +251,8 @@ def test_gradients_in_the_dtypes_of_training_stay_close_to_float64(
         sizes = [
             gradient.double()[:, :, :D] if gradient.ndim == 3 else gradient for gradient in (got[name], expected[name])
         ]
-        assert float((sizes[0] - sizes[1]).norm() / sizes[1].norm()) < 2 * tolerance, name
+        difference = float((sizes[0] - sizes[1]).norm() / sizes[1].norm())
+        assert tolerance / 1000 < difference < 2 * tolerance, name  # products of float64 would not differ
 
 
 def test_biases_and_l1_ride_through_bfloat16_products_with_float32_precision(resolved: Resolved) -> None:
