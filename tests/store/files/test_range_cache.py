@@ -1,5 +1,6 @@
 """Ranges kept on a local disk: what is served is whole, and the budget holds for all processes together."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -156,14 +157,11 @@ def test_processes_share_one_budget(tmp_path: Path) -> None:
     ]
     most = 0
     while any(process.poll() is None for process in running):
-        most = max(most, sum(_size(path) for path in tmp_path.rglob("*-*")))
+        with (tmp_path / "ledger").open("a+b") as ledger:
+            fcntl.flock(ledger, fcntl.LOCK_EX)  # so that nothing is added or removed while it is counted
+            most = max(most, used(tmp_path))
+            assert used(tmp_path) == the_ledger(tmp_path)
+        time.sleep(0.005)
     assert [process.returncode for process in running] == [0, 0, 0]
     assert 20_000 < most <= 50_000
     assert the_ledger(tmp_path) == used(tmp_path)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

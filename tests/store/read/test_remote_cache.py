@@ -73,7 +73,7 @@ def test_a_bucket_that_fails_now_and_then_gives_the_same_batches(
 
     bucket.fault = every_first_time
     assert same(batches(cache, num_epochs=1), batches(ActivationCache(cache_folder), num_epochs=1))
-    assert set(seen.values()) == {2}
+    assert min(seen.values()) >= 2  # every range was asked for again, an index by more than one thread
 
 
 def test_the_second_epoch_and_the_next_run_ask_the_bucket_for_no_rows(
