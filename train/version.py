@@ -20,11 +20,12 @@ TRAIN_VERSION = CodeVersion(
         "train/loop.py",
         "train/metrics.py",
         "train/penalties.py",
+        "train/penalty_term.py",
         "train/schedule.py",
         "train/steps",
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="8992f88004cdefc1c3ffa474d0209c30d44b6bef780900102da44032af390d56",
+    code_sha256="c856bda92bb8b86a8977805b9d3d1ad59c64bcc96871caeca6bf0001109a6f38",
 )
 """Raised by hand when the same inputs give other weights or another log."""
