@@ -1,4 +1,4 @@
-"""Requests to stop a training, by a signal or by a file: they are noted, and obeyed between two steps."""
+"""Requests to stop a training, by a signal or by a file: they are noted, and the training stops after its step."""
 
 import contextlib
 import signal
@@ -35,7 +35,7 @@ class StopRequest:
 def stop_on_signals(stop_file: Path | None = None) -> Iterator[StopRequest]:
     """Notes SIGTERM and SIGINT in the request it yields; a second SIGINT interrupts at once. Handlers are restored.
 
-    Only the main thread can set handlers; elsewhere only the file is heard.
+    Only the main thread can set handlers; elsewhere only the file counts.
     """
     request = StopRequest(stop_file)
     if threading.current_thread() is not threading.main_thread():

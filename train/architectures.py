@@ -1,4 +1,4 @@
-"""The kinds of SAE: what each is told, and what it computes. Imports no torch, as all settings.
+"""The kinds of SAE: the settings of each, and what it computes. Imports no torch, as all settings.
 
 With pre = (x - b_dec) W_enc + b_enc and x_hat = a W_dec + b_dec, every kind minimises mean_B ||x - x_hat||^2 and
 what is said below; rows scaled to E||x||^2 = d_model. "Warmed up" terms are multiplied by the sparsity warm-up.

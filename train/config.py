@@ -1,7 +1,7 @@
 """What decides a training run. Values live in params.yaml; here they are named, documented and checked.
 
 Settings of a variant that it does not give itself are those of the profile's `train` section; `resolve` puts the two
-together. What a kind of lambda, penalty or architecture is told stands beside what it does: lambdas.py, penalties.py,
+together. The settings of a kind of lambda, penalty or architecture are with its formula: lambdas.py, penalties.py,
 architectures.py.
 """
 

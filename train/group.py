@@ -163,7 +163,7 @@ class VariantGroup:
         step.after_update()
 
     def _resample(self, now: int) -> None:
-        """Gives dead latents a new start in the variants whose turn it is."""
+        """Resamples dead latents in the variants that do so after this step."""
         for index, variant in enumerate(self._settings):
             dead_latents = variant.dead_latents
             if (

@@ -26,7 +26,7 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_stop_file_is_heard_and_looked_at_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_file_counts_and_is_looked_at_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     request = StopRequest(tmp_path / "stop")

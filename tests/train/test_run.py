@@ -197,7 +197,7 @@ def test_how_often_the_log_is_written_does_not_touch_the_weights(
         assert often[f"{name}/sae_weights.safetensors"] == seldom[f"{name}/sae_weights.safetensors"]
 
 
-def test_two_learning_rates_in_a_group_are_each_obeyed(
+def test_two_learning_rates_in_a_group_are_both_used(
     train_files: Train, tmp_path: Path, section: dict[str, Any]
 ) -> None:
     two = {"slow": {**section["baseline"], "lr": 1e-9}, "fast": {**section["baseline"], "lr": 1e-2}}

@@ -55,7 +55,7 @@ class StackedAdam:
         """Running mean of the gradients, by name of the weights."""
         self.second = {name: torch.zeros_like(weight) for name, weight in self._parameters.items()}
         """Running mean of the squared gradients, by name of the weights."""
-        # Variants that share all that Adam is told are updated by one call, whole tensors where all do.
+        # Variants with the same settings of Adam are updated by one call, whole tensors where all have them.
         members: dict[tuple[float, ...], list[int | slice]] = {}
         for index, variant in enumerate(settings):
             schedule = (variant.lr_warm_up_fraction, variant.lr_decay_fraction)

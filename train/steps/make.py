@@ -59,6 +59,7 @@ def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows
     V, F, D = len(settings), settings[0].d_sae, d_model
     step = step_class(settings).num_bytes(settings, d_model=D, batch_rows=batch_rows, device=device)
     moments = 2 * 4 * 2 * V * F * (D + 2)
-    penalty = 4 * V * min(F, D) ** 2
+    rows = 0 if settings[0].decoder_norm == "unit" else 3 * F * D  # directions, and the gradient through their lengths
+    penalty = 4 * V * (min(F, D) ** 2 + rows)
     cosines = 4 * (min(F, 2 * BLOCK_ROWS) * F + 2 * F * D)
     return step.lasting + moments + max(step.passing, penalty, cosines)
