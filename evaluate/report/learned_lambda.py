@@ -9,6 +9,8 @@ from store.sae.stationary_lambda import stationary_lambda
 
 SAME_END_WITHIN = 0.2
 FEW_NAMES = 6
+_IN_WORDS = {"on its curve": "settled", "on the floor": "ended at the lower limit", "still moving": "were still moving"}
+"""The states that cards hold, in the words of the report."""
 
 
 def lambda_finding(
@@ -28,20 +30,19 @@ def lambda_finding(
     if state == "on its curve":
         return Finding(
             "result",
-            f"{path}. It ended on its curve: with the final P of {number(penalty)} its stationary value is "
-            f"{number(target)}. It follows from P and the regularizer, and not from what helps the SAE.",
+            f"{path}. It has settled: at the final P of {number(penalty)} its stationary value is {number(target)}. "
+            "This value follows from P and the regularizer, and not from what helps the SAE.",
         )
     if state == "on the floor":
         return Finding(
             "warning",
-            f"{path}. The learned lambda ended on the floor: with the final P of {number(penalty)} its stationary "
-            f"value is {number(target)}, and it is not allowed below {number(last)}. From there on lambda is fixed at "
-            "that value.",
+            f"{path}. It ended at its lower limit of {number(last)}: at the final P of {number(penalty)} its "
+            f"stationary value is {number(target)}, which is below that. From there on lambda is fixed at the limit.",
         )
     if state == "still moving":
         return Finding(
             "warning",
-            f"{path}. It is still moving: with the final P of {number(penalty)} its stationary value is "
+            f"{path}. It is still moving: at the final P of {number(penalty)} its stationary value is "
             f"{number(target)}, so its last value depends on when training stopped. Train longer, or raise lambda_lr.",
         )
     raise ValueError(
@@ -72,8 +73,8 @@ def states_finding(cards: Sequence[SAECard]) -> Finding:
     for state, group in by_state.items():
         ends = [float(card.final["lambda"]) for card in group]
         names = f" ({listed([card.name for card in group])})" if len(group) <= FEW_NAMES else ""
-        where = "on their curves" if state == "on its curve" and len(group) > 1 else state
-        parts.append(f"{len(group)} ended {where}, from {number(min(ends))} to {number(max(ends))}{names}")
+        where = _IN_WORDS[state]
+        parts.append(f"{len(group)} {where}, from {number(min(ends))} to {number(max(ends))}{names}")
     moving = "still moving" in by_state
     text = f"Of {len(cards)} learned lambdas {listed(parts)}."
     if moving:

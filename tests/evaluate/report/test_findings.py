@@ -82,15 +82,15 @@ def learned(state: str, last: float, penalty: float) -> str:
 def test_a_learned_lambda_on_its_curve_is_reported_with_its_stationary_value() -> None:
     # P = 2 * 0.1 * log(100) / 0.01 = 92.1
     text = learned("on its curve", 0.0101, 20 * math.log(100))
-    assert "started at 1, ranged from 0.005 to 1, and ended at 0.0101. It ended on its curve" in text
-    assert "with the final P of 92.1 its stationary value is 0.01" in text
+    assert "started at 1, ranged from 0.005 to 1, and ended at 0.0101. It has settled" in text
+    assert "at the final P of 92.1 its stationary value is 0.01" in text
 
 
 def test_a_learned_lambda_on_the_floor_is_reported_as_such() -> None:
     text = learned("on the floor", 1e-3, 5000.0)
     assert "adaptive: the learned lambda started at 1, ranged from 0.001 to 1, and ended at 0.001" in text
-    assert "The learned lambda ended on the floor: with the final P of 5,000" in text
-    assert "it is not allowed below 0.001" in text
+    assert "It ended at its lower limit of 0.001: at the final P of 5,000" in text
+    assert "which is below that" in text
 
 
 def test_a_learned_lambda_that_still_moves_is_reported_to_depend_on_when_training_stopped() -> None:
