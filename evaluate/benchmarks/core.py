@@ -16,7 +16,6 @@ Losses and divergences are computed from logits in float32 whatever the language
 would come in steps of about 0.4 %.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | N
         details={
             "firing_counts": plain.firing_counts.tolist(),
             "top_rows_variance_share": plain.top_rows_variance_share,
-            "outlier_rows": dataclasses.asdict(plain.outlier_rows),
+            "outlier_rows": plain.outlier_rows.model_dump(),
             "sae_bench": _json({"reconstruction": loss, "sparsity": rows}),
         },
     )

@@ -56,7 +56,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "store/cache/outlier_rows.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="a38dfe58f88f765f34a6cbf11c4144e765b7e0f3ef311e503645d5d132bb8ad6",
+                code_sha256="8c17dac5134b1f78adc877229713c00fadfdff1949288ca18c5c381bfe52d656",
             ),
             needs_language_model=True,
             metrics=(

@@ -1,15 +1,22 @@
 """The sentence about rows that outweigh all others."""
 
-from collections.abc import Mapping
-from typing import Any
+from pydantic import ValidationError
 
 from evaluate.report.findings import Finding
+from evaluate.results import BenchmarkResult
 from store.cache.outlier_rows import OutlierRows
+from store.errors import StoreError
 
 
-def outliers_in(details: Mapping[str, Any]) -> OutlierRows | None:
-    """The outliers that the details of a core result tell of, where they decide its figures."""
-    found = OutlierRows(**details["outlier_rows"])
+def outliers_in(result: BenchmarkResult) -> OutlierRows | None:
+    """The outliers among the held-out rows of a core result, where they decide its figures; StoreError if damaged."""
+    try:
+        found = OutlierRows.model_validate(result.details.get("outlier_rows"))
+    except ValidationError as error:
+        raise StoreError(
+            f"expected details.outlier_rows in the result of {result.benchmark} for {result.variant}, found none that "
+            "is whole. Remove the file and evaluate again"
+        ) from error
     return found if found.decide else None
 
 

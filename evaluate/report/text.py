@@ -37,7 +37,7 @@ def findings(inputs: ReportInputs) -> list[Finding]:
     l0 = {name: values["core/l0"] for name, values in metrics.items()}
     max_cosines = {name: result.detail_numbers("max_cosine") for name, result in inputs.results["geometry"].items()}
     # All variants were judged on the same rows.
-    outliers = outliers_in(next(iter(inputs.results["core"].values())).details)
+    outliers = outliers_in(next(iter(inputs.results["core"].values())))
     found = [outliers_finding(outliers), diverged_finding(inputs.diverged)]
     found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
     found += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]

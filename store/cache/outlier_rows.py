@@ -5,9 +5,9 @@ Language models have such rows at some tokens and layers (Sun et al. 2024, "Mass
 Models"), others have none there.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor
+
+from store.record import Record
 
 TIMES_MEDIAN = 5.0
 """A row is an outlier above so many times the median norm."""
@@ -15,8 +15,7 @@ DECIDING_SHARE = 1 / 3
 """Outliers decide the figures above this share of the summed squared deviation from the mean."""
 
 
-@dataclass(frozen=True)
-class OutlierRows:
+class OutlierRows(Record):
     """How much some rows hold of the summed squared deviation of all rows from their mean."""
 
     num_rows: int
