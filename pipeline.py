@@ -310,7 +310,7 @@ def _add_train_flags(command: argparse.ArgumentParser) -> None:
         "--scheduler",
         default=environment("PIPELINE_SCHEDULER"),
         help="address of a Dask scheduler whose workers train, such as tcp://host:8786; they must see this folder "
-        "under the same path (none: train here; environment: PIPELINE_SCHEDULER)",
+        "under the same path, and run the same code and packages (none: train here; environment: PIPELINE_SCHEDULER)",
     )
     command.add_argument(
         "--checkpoint-every-seconds",

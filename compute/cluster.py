@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from compute.software import OtherSoftware, Software
 from compute.stop import StopRequest, stop_on_signals
 
 CONNECT_SECONDS = 15.0
@@ -45,6 +46,24 @@ def connect(scheduler: str) -> Iterator[Any]:
 def workers_of(client: Any) -> list[str]:  # noqa: ANN401 - distributed has no types
     """The addresses of the cluster's workers."""
     return sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def refuse_other_software(
+    client: Any,  # noqa: ANN401 - distributed has no types
+    expected: Software,
+    software: Callable[[], Software],
+) -> None:
+    """OtherSoftware unless every worker has the expected software. One that joins later has to look itself.
+
+    `software`: gives that of the process that calls it.
+    """
+    for address, found in sorted(client.run(software, on_error="return").items()):
+        if isinstance(found, Exception):
+            raise OtherSoftware(
+                f"expected the worker {address} to run the code of {expected.place}, but it cannot: "
+                f"{found}. Start it again from the same checkout, with the same packages"
+            ) from found
+        expected.refuse_other(found)
 
 
 def run_on_workers(

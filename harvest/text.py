@@ -122,23 +122,17 @@ def _hub_documents(config: HubText) -> Iterator[tuple[str, str]]:
     import datasets
     import httpx2
 
+    from harvest.hub import hub_records
+
     if Path(config.dataset).exists():
-        # load_dataset would prefer the folder, and the lineage would then name a text that was never read.
+        # `datasets` would prefer the folder, and the lineage would then name a text that was never read.
         raise BadText(
             f"expected the hub data set {config.dataset!r}, but a local file or folder has that name. Run from "
             "another folder, or use local files (kind: files)"
         )
     number = 0
     try:
-        stream = datasets.load_dataset(
-            config.dataset,
-            name=config.config,
-            split=config.split,
-            revision=config.revision,
-            streaming=True,
-            trust_remote_code=False,
-        )
-        for record in stream:
+        for record in hub_records(config):
             number += 1
             name = f"{config.dataset}:{number}"
             yield name, _column_text(record, config.column, where=f"{config.dataset} ({config.split}), row {number}")
@@ -147,6 +141,7 @@ def _hub_documents(config: HubText) -> Iterator[tuple[str, str]]:
     except (
         OSError,
         ValueError,
+        TypeError,  # of a column that cannot be cast to what the data set says it is
         httpx2.HTTPError,
         aiohttp.ClientError,
         datasets.exceptions.DatasetsError,

@@ -55,6 +55,7 @@ WAIVED = {
     "train/version.py": SHARED
     | {
         "store/cache": "what is read from a cache is checked against its manifest; order.py is in the list",
+        "compute/software.py": "refuses, or does not",
         "compute/stop.py": "decides when a run stops, and it continues to the same bytes",
         "train/checks.py": "refuses, or does not",
         "train/telemetry.py": "shows what is logged elsewhere",

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from compute.cluster import run_on_workers
-from train.task import Task, run_task, stop_file
+from compute.cluster import refuse_other_software, run_on_workers
+from train.task import Task, run_task, stop_file, training_software
 from train.telemetry import METRICS_FILE
 
 
@@ -34,7 +34,10 @@ def run_on_cluster(client: Any, tasks: Sequence[Task], *, num_rows: int) -> str 
         client: of compute.cluster.connect.
         tasks: of one scratch folder.
         num_rows: that each variant sees, for the estimate of the time left.
+
+    Raises OtherSoftware (a ValueError) where a worker's code or packages are not those here.
     """
+    refuse_other_software(client, tasks[0].software, training_software)
     with _bar(tasks, num_rows) as bar:
         return run_on_workers(
             client,

@@ -20,6 +20,7 @@ from store.files.open import CachePlace, place_of
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
 from store.sae.artefact import load_card
+from train.checkpoint import checkpoints_in
 from train.config import (
     TrainConfig,
     VariantConfig,
@@ -32,7 +33,15 @@ from train.dispatch import run_here, run_on_cluster
 from train.plan import plan_groups, plan_passes, spread
 from train.reuse import take_earlier
 from train.steps.make import group_bytes
-from train.task import Task, TrainingResources, plan_run, stop_file, trained_folder
+from train.task import (
+    Task,
+    TrainingResources,
+    plan_run,
+    stop_file,
+    tasks_folder,
+    trained_folder,
+    training_software,
+)
 from train.telemetry import check_sinks
 from train.variants import ResolvedVariant, resolve_variants
 from train.version import TRAIN_VERSION
@@ -102,7 +111,7 @@ def run(
             assert not left, left
         diverged = _diverged(assembly, resolved)
         replace_folder(assembly, output)
-        for done_with in (trained_folder(scratch), scratch / "tasks"):
+        for done_with in (trained_folder(scratch), tasks_folder(scratch)):
             shutil.rmtree(done_with, ignore_errors=True)
         (scratch / PLAN_FILE).unlink(missing_ok=True)
     return diverged
@@ -154,7 +163,16 @@ def _train(
         )
         _write_plan(scratch, compositions)
         return [
-            Task(groups, config, place_of(cache).absolute(), manifest.digest, scratch.resolve(), resources, title)
+            Task(
+                groups,
+                config,
+                place_of(cache).absolute(),
+                manifest.digest,
+                scratch.resolve(),
+                resources,
+                training_software(),
+                title,
+            )
             for groups, title in zip(compositions, _titles(len(compositions)), strict=True)
         ]
 
@@ -225,6 +243,7 @@ def _titles(count: int) -> list[str]:
 
 
 def _announce(tasks: Sequence[Task], budget: int) -> None:
+    _say_what_is_not_continued(tasks)
     groups = list(itertools.chain.from_iterable(task.groups for task in tasks))
     print(
         f"train: {sum(map(len, groups))} variants in {len(groups)} group{'s' * (len(groups) > 1)} of "
@@ -232,6 +251,25 @@ def _announce(tasks: Sequence[Task], budget: int) -> None:
         f"(memory for one: {budget / 2**30:.3g} GiB); metrics in {tasks[0].folder.parent}/*/metrics.jsonl",
         file=sys.stderr,
     )
+
+
+def _say_what_is_not_continued(tasks: Sequence[Task]) -> None:
+    """Names checkpoints that no task of this run can continue."""
+    scratch = tasks[0].scratch
+    finished = {path.name for path in trained_folder(scratch).glob("*")}
+    own = {task.folder for task in tasks}
+    others = [
+        folder
+        for folder in tasks_folder(scratch).glob("*")
+        if folder not in own and folder.name not in finished and checkpoints_in(folder)
+    ]
+    if others:
+        print(
+            f"train: {len(others)} unfinished pass{'es' * (len(others) > 1)} in {tasks_folder(scratch)} "
+            f"{'were' if len(others) > 1 else 'was'} begun with other settings, data, code or packages and cannot be "
+            "continued with these",
+            file=sys.stderr,
+        )
 
 
 def _diverged(assembly: Path, variants: Sequence[ResolvedVariant]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from compute.software import Software, software_here
 from compute.stop import stop_on_signals
 from store.atomic import replace_folder
 from store.cache.manifest import Manifest
@@ -28,6 +29,7 @@ from train.loop import CheckpointPolicy, GroupRun, train_to_end
 from train.steps.input import activation_scale
 from train.telemetry import JSON_LINES_ONLY, MetricsSinks, Telemetry, open_telemetry
 from train.variants import ResolvedVariant
+from train.version import TRAIN_VERSION
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,21 @@ class Task:
     cache_digest: str
     scratch: Path
     resources: TrainingResources
+    software: Software
+    """Of the process that planned it."""
     title: str = "train"
     """What the progress bar says."""
 
     @property
     def key(self) -> str:
-        """Digest of all inputs; names are not among them."""
-        return digest([[variant.key for variant in group] for group in self.groups])
+        """Digest of all inputs but names, and of the software: a checkpoint that other code made is not continued."""
+        keys = [[variant.key for variant in group] for group in self.groups]
+        return digest({"groups": keys, "software": self.software.deciding()})
 
     @property
     def folder(self) -> Path:
         """Where its checkpoints and metrics are."""
-        return self.scratch / "tasks" / self.key[:16]
+        return tasks_folder(self.scratch) / self.key[:16]
 
     @property
     def variants(self) -> list[ResolvedVariant]:
@@ -78,18 +83,30 @@ def stop_file(scratch: Path) -> Path:
     return scratch / "stop"
 
 
+def tasks_folder(scratch: Path) -> Path:
+    """Where tasks work: one folder each, for checkpoints and metrics."""
+    return scratch / "tasks"
+
+
 def trained_folder(scratch: Path) -> Path:
     """Where finished SAEs wait until all of a run are finished: <task>/<variant>, a task's all at once."""
     return scratch / "trained"
+
+
+def training_software() -> Software:
+    """The code and packages with which this process trains."""
+    return software_here(TRAIN_VERSION.files)
 
 
 def run_task(task: Task) -> str | None:
     """Trains the task's groups to the end and leaves its SAEs in `trained_folder`; or says what stopped it.
 
     Raises:
+        OtherSoftware: (a ValueError) the task was planned with other code or packages than those here.
         ValueError: the cache is not the one that the run was planned for, or is damaged (the error names the file).
         Busy: another process trains the same.
     """
+    task.software.refuse_other(training_software())
     torch.set_num_threads(task.resources.num_threads)
     cache = ActivationCache(task.cache)
     if cache.manifest.digest != task.cache_digest:

@@ -34,6 +34,10 @@ from torch import Tensor
 from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
 from evaluate.config import CoreConfig
 from evaluate.sae_bench import StoredSAE, to_sae_bench
+from store.cache.outlier_rows import OutlierRows, outlier_rows
+
+TOP_SHARE = 0.01
+"""Of the rows: those of largest norm, whose share of the variance is told and among which outliers are sought."""
 
 
 def num_batches(config: CoreConfig) -> int:
@@ -73,6 +77,8 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | N
         },
         details={
             "firing_counts": plain.firing_counts.tolist(),
+            "top_rows_variance_share": plain.top_rows_variance_share,
+            "outlier_rows": plain.outlier_rows.model_dump(),
             "sae_bench": _json({"reconstruction": loss, "sparsity": rows}),
         },
     )
@@ -170,6 +176,10 @@ class PlainStatistics:
     """Rows on which each latent is above zero, (F,) int64."""
     num_constant_latents: int
     """Latents with one and the same activation on every row; the dead ones are among them."""
+    top_rows_variance_share: float
+    """What the `TOP_SHARE` of rows with the largest norms hold of the summed squared deviation from the mean."""
+    outlier_rows: OutlierRows
+    """Among those rows."""
 
 
 @torch.no_grad()
@@ -182,6 +192,8 @@ def plain_statistics(sae: StoredSAE, context: BenchmarkContext, config: CoreConf
     least = torch.full((d_sae,), math.inf, device=device)
     most = torch.full((d_sae,), -math.inf, device=device)
     num_rows, square_sum, residual_sum, cosine_sum = 0, 0.0, 0.0, 0.0
+    most_top_rows = num_top_rows(config.num_sparsity_sequences * context.tokens.shape[1])
+    norms, top = [], torch.empty(0, d_model, device=device)
     for x in _held_out_rows(sae, context, config):
         latents = sae.encode(x)
         wide, reconstruction = x.double(), sae.decode(latents).double()
@@ -193,11 +205,14 @@ def plain_statistics(sae: StoredSAE, context: BenchmarkContext, config: CoreConf
         counts += (latents > 0).sum(dim=0)
         least = torch.minimum(least, latents.amin(dim=0))
         most = torch.maximum(most, latents.amax(dim=0))
+        norms.append(wide.norm(dim=1))
+        top = largest(torch.cat([top.to(x.dtype), x]), most_top_rows)
     if num_rows == 0:
         raise ValueError("expected held-out text with tokens other than BOS, EOS and padding, got none")
     variance_sum = square_sum - float(row_sum.square().sum()) / num_rows
     if variance_sum <= 0.0:
         raise ValueError(f"expected held-out activations that vary, got {num_rows} rows that are all the same")
+    mean, top = row_sum / num_rows, largest(top, num_top_rows(num_rows)).double()
     return PlainStatistics(
         num_rows=num_rows,
         explained_variance=1.0 - residual_sum / variance_sum,
@@ -205,7 +220,19 @@ def plain_statistics(sae: StoredSAE, context: BenchmarkContext, config: CoreConf
         cosine_similarity=cosine_sum / num_rows,
         firing_counts=counts.cpu(),
         num_constant_latents=int((least == most).sum()),
+        top_rows_variance_share=float((top - mean).square().sum()) / variance_sum,
+        outlier_rows=outlier_rows(torch.cat(norms), top, mean=mean, squared_deviation=variance_sum),
     )
+
+
+def num_top_rows(num_rows: int) -> int:
+    """`TOP_SHARE` of them, at least one."""
+    return math.ceil(TOP_SHARE * num_rows)
+
+
+def largest(rows: Tensor, count: int) -> Tensor:
+    """Up to `count` rows (n, d) of largest norm."""
+    return rows[rows.double().norm(dim=1).topk(min(count, len(rows))).indices]
 
 
 def _held_out_rows(sae: StoredSAE, context: BenchmarkContext, config: CoreConfig) -> Iterator[Tensor]:

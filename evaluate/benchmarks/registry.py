@@ -45,7 +45,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             name="core",
             module="evaluate.benchmarks.core",
             version=CodeVersion(
-                number=1,
+                number=2,
                 files=(
                     "evaluate/benchmarks/context.py",
                     "evaluate/benchmarks/core.py",
@@ -53,9 +53,10 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "evaluate/set_up.py",
                     "language_model/hooks.py",
                     "language_model/load.py",
+                    "store/cache/outlier_rows.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="a38dfe58f88f765f34a6cbf11c4144e765b7e0f3ef311e503645d5d132bb8ad6",
+                code_sha256="8c17dac5134b1f78adc877229713c00fadfdff1949288ca18c5c381bfe52d656",
             ),
             needs_language_model=True,
             metrics=(

@@ -5,6 +5,7 @@ inputs.py          all that it is made from, checked
 metrics.py         the columns of its table
 text.py            which sentences it has, and their order
 findings.py        the sentences
+outliers.py        the sentence on rows that outweigh all others
 learned_lambda.py  the sentences on learned lambdas
 probing.py         probing results that are no scores
 figures.py         which figures it has, with captions

@@ -91,15 +91,21 @@ def sparsity_finding(l0: Mapping[str, float], reference: Mapping[str, str | None
     )
 
 
-def baseline_sparsity_finding(l0: float) -> Finding | None:
-    """Warns when the baseline is outside the range in which SAEs are usually read."""
+def baseline_sparsity_finding(l0: float, *, outliers: bool = False) -> Finding | None:
+    """Warns when the baseline is outside the range in which SAEs are usually read.
+
+    `outliers`: a few rows decide the figures, so that another l1 would be no remedy.
+    """
     low, high = SPARSE_L0
     if low <= l0 <= high:
         return None
+    advice = f"{'Raise' if l0 > high else 'Lower'} l1 before drawing conclusions from the rest."
+    if outliers:
+        advice = "Its l1 was weighed against the few rows that decide the figures: leave it until they are gone."
     return Finding(
         "warning",
         f"The baseline's L0 is {number(l0)}, outside the {low:.0f} to {high:.0f} in which SAEs are usually studied. "
-        f"{'Raise' if l0 > high else 'Lower'} l1 before drawing conclusions from the rest.",
+        f"{advice}",
     )
 
 

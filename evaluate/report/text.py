@@ -22,6 +22,7 @@ from evaluate.report.findings import (
 )
 from evaluate.report.inputs import ReportInputs
 from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
+from evaluate.report.outliers import outliers_finding, outliers_in
 from store.errors import StoreError
 from store.sae.artefact import SAECard
 
@@ -35,11 +36,16 @@ def findings(inputs: ReportInputs) -> list[Finding]:
     reference = {name: baseline_of(name, cards) for name in cards}
     l0 = {name: values["core/l0"] for name, values in metrics.items()}
     max_cosines = {name: result.detail_numbers("max_cosine") for name, result in inputs.results["geometry"].items()}
-    found = [diverged_finding(inputs.diverged)]
+    # All variants were judged on the same rows.
+    outliers = outliers_in(next(iter(inputs.results["core"].values())))
+    found = [outliers_finding(outliers), diverged_finding(inputs.diverged)]
     found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
     found += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]
     if BASELINE in cards:
-        found += [sparsity_finding(l0, reference), baseline_sparsity_finding(l0[BASELINE])]
+        found += [
+            sparsity_finding(l0, reference),
+            baseline_sparsity_finding(l0[BASELINE], outliers=outliers is not None),
+        ]
     else:
         why = "The baseline diverged" if BASELINE in inputs.diverged else "No variant is named baseline"
         found.append(Finding("warning", f"{why}, so no variant is compared with an SAE without penalty."))

@@ -1,11 +1,12 @@
 """What an activation cache is.
 
-spec.py         everything that decides its bytes
-manifest.py     the manifest, and the records of shards
-moments.py      sums and moments of its rows
-paths.py        the names of its files
-split.py        which documents are held out
-order.py        in which order rows lie on disk, and are read in an epoch
-zarr_arrays.py  its arrays in zarr's own words
-diagnose.py     what a folder without a manifest is
+spec.py          everything that decides its bytes
+manifest.py      the manifest, and the records of shards
+moments.py       sums and moments of its rows
+paths.py         the names of its files
+split.py         which documents are held out
+outlier_rows.py  rows that outweigh the others, and whether they decide metrics
+order.py         in which order rows lie on disk, and are read in an epoch
+zarr_arrays.py   its arrays in zarr's own words
+diagnose.py      what a folder without a manifest is
 """

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -35,20 +35,33 @@ def harvest_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
+def hub(hub_of: Callable[[dict[str, bytes]], str], tmp_path: Path) -> str:
     """The address of a hub that holds `DATASET` at `REVISION`: a split of two Parquet files, with `TEXTS`."""
     files = {}
     for number, texts in enumerate(TEXTS):
         path = tmp_path / f"train-0000{number}.parquet"
         pyarrow.parquet.write_table(pyarrow.table({"text": texts, "length": [len(text) for text in texts]}), path)
         files[f"data/{path.name}"] = path.read_bytes()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"files": files}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    return hub_of(files)
+
+
+@pytest.fixture
+def hub_of() -> Iterator[Callable[[dict[str, bytes]], str]]:
+    """Starts a hub that holds `DATASET` at `REVISION` with these files, by path; gives its address."""
+    started: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def start(files: dict[str, bytes]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"files": files}))
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        started.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in started:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class HubHandler(BaseHTTPRequestHandler):

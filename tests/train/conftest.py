@@ -29,8 +29,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def write_cache(folder: Path, *, seed: int = 0) -> Path:
-    """1024 rows of 16 channels: a mean plus sparse positive combinations of 24 directions, longer than sqrt(16)."""
+def write_cache(folder: Path, *, seed: int = 0, outlier_factor: float = 1.0) -> Path:
+    """1024 rows of 16 channels: a mean plus sparse positive combinations of 24 directions, longer than sqrt(16).
+
+    One row in 32 is so many times as long as it would be.
+    """
     spec = CacheSpec(
         model=ModelIdentity(
             name="toy", revision=None, weights_sha256="w", tokenizer_sha256="t", d_model=D_MODEL, num_layers=2,
@@ -58,7 +61,9 @@ def write_cache(folder: Path, *, seed: int = 0) -> Path:
         num_rows = num_sequences * 16
         present = torch.rand(num_rows, 24, generator=generator) < 0.15
         strengths = present * torch.rand(num_rows, 24, generator=generator)
-        rows = (7.0 * (strengths @ directions) + 5.0).to(torch.bfloat16)
+        wide = 7.0 * (strengths @ directions) + 5.0
+        wide[::32] *= outlier_factor
+        rows = wide.to(torch.bfloat16)
         exact = rows.to(torch.float64)
         tokens = torch.randint(1, 50, (num_sequences, 17), generator=generator).numpy().astype(np.uint32)
         tokens[:, 0] = 0

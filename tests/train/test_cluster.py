@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from store.sae.artefact import load_sae, read_log
+from tests.train.dask_cluster import ROOT, dask_cluster
 from train.config import TrainConfig, VariantConfig
 from train.run import run
 from train.task import TrainingResources
-
-ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import json, sys
@@ -35,32 +34,8 @@ run(TrainConfig.model_validate(settings), VARIANTS.validate_python(variants), ca
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster of two processes, started as a user starts one."""
-    folder = tmp_path_factory.mktemp("dask")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    file = folder / "scheduler.json"
-    common = ["--scheduler-file", str(file)]
-
-    def start(*command: str) -> "subprocess.Popen[bytes]":
-        with (folder / "log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "distributed.cli." + command[0], *command[1:], *common],
-                stdout=log, stderr=log, env=environment, cwd=folder,
-            )  # fmt: skip
-
-    processes = [start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")]
-    deadline = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.05)
-    for _ in range(2):
-        processes.append(start("dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"))
-    while (folder / "log").read_text().count("Registered to") < 2:
-        assert time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.05)
-    yield json.loads(file.read_text())["address"]
-    for process in reversed(processes):
-        process.terminate()
-        process.wait(timeout=30)
+    with dask_cluster(tmp_path_factory.mktemp("dask"), code=[ROOT, ROOT]) as address:
+        yield address
 
 
 def test_groups_are_spread_over_the_workers_and_end_as_they_do_here(

@@ -162,6 +162,37 @@ def test_explained_variance_mse_and_l0_equal_a_plain_computation_on_the_models_h
     assert metrics["l0"] == pytest.approx(float((latents > 0).sum()) / 65, rel=1e-6)
     assert metrics["l1"] == pytest.approx(float(latents.sum()) / 65, rel=1e-5)
     assert result.details["firing_counts"] == (latents > 0).sum(dim=0).tolist()
+    # 1 % of 65 rows is one row.
+    largest = x[x.norm(dim=1).argmax()]
+    share = float((largest - x.mean(dim=0)).square().sum() / total)
+    assert result.details["top_rows_variance_share"] == pytest.approx(share, rel=1e-9)
+    ratio = float(x.norm(dim=1).max() / x.norm(dim=1).median())
+    assert result.details["outlier_rows"] == {
+        "num_rows": 65, "num_outliers": 0, "largest_over_median": pytest.approx(ratio), "variance_share": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_rows", [300, 7])
+def test_one_row_in_a_thousand_at_a_thousand_times_the_norm_is_found_whatever_the_batches(
+    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch, batch_rows: int,
+) -> None:  # fmt: skip
+    rows = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    rows[123] *= 1000.0
+    monkeypatch.setattr(core, "_held_out_rows", lambda *_: iter(rows.split(batch_rows)))
+    add_sae("subject", saes.random(1))
+    weights, card = load_sae(study.models / "subject")
+    big = dataclasses.replace(context, tokens=np.zeros((60, 12), dtype=np.uint32))
+    config = study.config.core.model_copy(update={"num_sparsity_sequences": 60})
+    found = core.plain_statistics(to_sae_bench(weights, card, device=CPU), big, config)
+    x, wide = rows[123].double(), rows.double()
+    deviations = (wide - wide.mean(dim=0)).square().sum(dim=1)
+    top = wide.norm(dim=1).topk(3).indices  # 1 % of 300 rows
+    assert found.top_rows_variance_share == pytest.approx(float(deviations[top].sum() / deviations.sum()), rel=1e-9)
+    assert found.outlier_rows.num_outliers == 1
+    assert found.outlier_rows.largest_over_median == pytest.approx(float(x.norm() / wide.norm(dim=1).median()))
+    assert found.outlier_rows.variance_share == pytest.approx(float(deviations[123] / deviations.sum()), rel=1e-9)
+    assert found.outlier_rows.decide
 
 
 def test_explained_variance_is_that_of_saelens_and_not_the_one_about_zero_of_sae_bench(
