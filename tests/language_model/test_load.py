@@ -16,9 +16,9 @@ from language_model.load import (
     identify,
     load_bridge,
     load_model,
-    load_tokenizer,
     resolve,
 )
+from language_model.tokenizer import transformers_tokenizer
 
 
 def test_the_embedded_model_is_a_small_gemma_2_in_bfloat16() -> None:
@@ -38,7 +38,7 @@ def test_the_embedded_model_has_learned_its_held_out_text() -> None:
     from language_model.train_embedded import cross_entropy, pack, unigram_entropy
     from store.cache.split import is_held_out
 
-    tokenizer = load_tokenizer(EMBEDDED_FOLDER)
+    tokenizer = transformers_tokenizer(EMBEDDED_FOLDER)
     texts = [text for _, text in documents()]
     held_out = pack(tokenizer, [text for text in texts if is_held_out(text, fraction=0.05)])[::8][:64]
     training = pack(tokenizer, [text for text in texts[:40] if not is_held_out(text, fraction=0.05)])
