@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from harvest.tokens import pack
 from language_model.checkpoint import UnusableModel
 from language_model.load import identify
-from language_model.standard_library import is_held_out
 from language_model.tokenizer import PROBE, load_tokenizer, transformers_tokenizer
+from store.cache.split import is_held_out
 from tests.language_model.checkpoints import BOS, TOKENIZERS, byte_level, save_model, save_tokenizer
 
 FAMILIES = ("Llama", "Qwen2", "Gemma2", "Olmo2", "Granite")
