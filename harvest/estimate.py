@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harvest.config import HarvestConfig
 from language_model.hooks import check_hooks
-from store.cache.spec import CacheSpec
 from store.identity import ModelIdentity
+
+if TYPE_CHECKING:  # it brings the codecs along, which the first stage need not wait for
+    from store.cache.spec import CacheSpec
 
 MAX_SHARD_BYTES = 4 * 2**30
 """Of one hook, uncompressed: a shard is built in memory."""
@@ -32,8 +35,7 @@ def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_posi
         )
 
 
-def check_free_space(folder: Path, spec: CacheSpec, *, num_rows: int) -> None:
-    """Raises ValueError where `num_rows` rows of every hook cannot fit on the disk of `folder`, even at best."""
+def check_free_space(folder: Path, spec: "CacheSpec", *, num_rows: int) -> None:
     num_bytes = num_rows * spec.model.d_model * 2 * len(spec.hooks) / BEST_COMPRESSION
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
