@@ -51,7 +51,12 @@ def run(
                 num_reused = num_shards - len(missing)
                 print(f"harvest: {num_reused} of {num_shards} shards are unchanged and reused", file=sys.stderr)
             num_missing = sum(writer.shard_sequences(shard, split) for split, shard in missing)
-            check_free_space(own, spec, num_rows=num_missing * spec.rows_per_sequence)
+            check_free_space(
+                own,
+                num_rows=num_missing * spec.rows_per_sequence,
+                num_hooks=len(spec.hooks),
+                d_model=spec.model.d_model,
+            )
             windows = packed_windows(own / "windows", inputs, config)
             if missing:
                 harvest_shards(writer, missing, windows, inputs, device=device)
