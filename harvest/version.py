@@ -25,6 +25,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="c4b3f999ca0786dcbe83459e1ca1fa38970d5b825fc526763227712f0f9d030e",
+    code_sha256="947ce4490332b145308e9a4180c0dc68a48c45b1e63d5c3534ce4687fb8d566c",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -60,7 +60,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "language_model/tokenizer.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="7c9287891683d614783e284315a32da5f565dfb58193098750f8bb5e9fcf2653",
+                code_sha256="a63df7ffea04e5c6fefa7354a1b36fbe3b51e4cf3feae79977fbbcad39ee8424",
             ),
             needs_language_model=True,
             metrics=(
