@@ -34,8 +34,8 @@ REPORTS = Path("reports")
 
 def language_model(arguments: argparse.Namespace) -> None:
     """Check every setting in params.yaml and that the language model is at hand; record which one it is."""
-    from language_model.hooks import check_hooks
-    from language_model.load import identify, resolve
+    from harvest.estimate import check_model_fits
+    from language_model.load import identify, max_positions, resolve
     from params import load_params
     from store.atomic import write_json
 
@@ -44,8 +44,9 @@ def language_model(arguments: argparse.Namespace) -> None:
     for path in getattr(params.profile.harvest.text, "paths", ()):
         if not Path(path).is_file():
             raise ValueError(f"expected the text file {path} of harvest.text.paths, found none. Correct the path")
-    identity = identify(resolve(settings.name, settings.revision), settings.name, settings.revision)
-    check_hooks(params.profile.harvest.hooks, num_layers=identity.num_layers, model_name=identity.name)
+    folder = resolve(settings.name, settings.revision)
+    identity = identify(folder, settings.name, settings.revision)
+    check_model_fits(params.profile.harvest, identity, max_positions=max_positions(folder))
     write_json(LANGUAGE_MODEL_FILE, identity)
     print(f"params.yaml is in order; profile {params.profile_name!r} uses the language model {identity.name!r}")
 
@@ -233,15 +234,21 @@ def store_sample(arguments: argparse.Namespace) -> None:
 
 def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None":
     """What spells tokens, if the very tokenizer of the cache is on this machine; nothing is fetched."""
-    from language_model.load import ModelUnavailable, identify, load_tokenizer, resolve
+    from functools import partial
+
+    from language_model.checkpoint import ModelUnavailable
+    from language_model.identity import tokenizer_digest
+    from language_model.load import resolve
+    from language_model.tokenizer import load_tokenizer
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         folder = resolve(model.name, model.revision)
-        here = identify(folder, model.name, model.revision)
     except ModelUnavailable:
         return None
-    return load_tokenizer(folder).decode if here.tokenizer_sha256 == model.tokenizer_sha256 else None
+    if tokenizer_digest(folder) != model.tokenizer_sha256:
+        return None
+    return partial(load_tokenizer(folder).decode, skip_special_tokens=False)
 
 
 def _cache_place(arguments: argparse.Namespace) -> "CachePlace":

@@ -19,7 +19,8 @@ from harvest.config import StandardLibraryText
 from harvest.moments import shard_sums
 from harvest.text import open_text
 from harvest.tokens import pack
-from language_model.load import identify, load_model, load_tokenizer, resolve
+from language_model.load import identify, load_model, resolve
+from language_model.tokenizer import load_tokenizer
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS
 from store.identity import ModelIdentity

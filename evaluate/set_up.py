@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 from evaluate.benchmarks.context import BenchmarkContext
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_bridge, resolve
+from language_model.special_tokens import special_tokens
 from store.cache.manifest import Manifest
 from store.errors import MismatchedCache
+from store.identity import how_identified
 
 
 def set_up(
@@ -23,18 +25,18 @@ def set_up(
     """
     folder = resolve(model.name, model.revision)
     identity = identify(folder, name=model.name, revision=model.revision)
-    if identity != manifest.spec.model:
+    if identity.identifying() != manifest.spec.model.identifying():
         raise MismatchedCache(
             f"expected the language model of the activation cache, {manifest.spec.model.name} with weights "
             f"{manifest.spec.model.weights_sha256[:12]}, got {identity.name} with weights "
             f"{identity.weights_sha256[:12]} in {folder}. Harvest with this language model, or evaluate with that one"
+            f"{how_identified(manifest.spec.model)}"
         )
     bridge = load_bridge(folder, dtype=getattr(torch, manifest.spec.compute_dtype), device=str(device))
-    special = {identity.bos_token_id, bridge.tokenizer.eos_token_id, bridge.tokenizer.pad_token_id}
     return BenchmarkContext(
         bridge=bridge,
         tokens=held_out,
-        ignored_token_ids=frozenset(token for token in special if token is not None),
+        ignored_token_ids=special_tokens(folder).ignored,
         device=device,
         on_batch=_no_progress,
     )

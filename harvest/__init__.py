@@ -7,6 +7,7 @@ inputs.py       the language model and the text, found and identified
 estimate.py     what it needs of model, memory and disk, checked before it starts
 text.py         documents: standard library, files, hub data set
 hub.py          records of a hub data set, streamed
+encode.py       token ids, long documents in pieces
 tokens.py       packed windows, held-out documents apart
 activations.py  several hooks in one pass that ends at the deepest
 shards.py       the shards that are missing, computed and handed to the writer

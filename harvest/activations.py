@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from language_model.families import GEMMA
 from language_model.hooks import Hook, parse_hook
+from language_model.structure import decoder_layers
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,7 @@ def cut_model(model: PreTrainedModel, hooks: Sequence[str]) -> CutModel:
     Changes `model` in place, so that the memory of the deeper layers is freed. Raises ValueError where the model has
     no such layers.
     """
-    decoder, names = model.base_model, GEMMA
-    layers = getattr(decoder, names.layers, None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(decoder, names.final_norm):
-        raise ValueError(
-            f"expected a decoder with .{names.layers} and a final .{names.final_norm}, as Gemma has, got "
-            f"{type(model).__name__}. Choose another language_model.name"
-        )
+    decoder, names, layers = model.base_model, GEMMA, decoder_layers(model)
     parsed = {hook: parse_hook(hook) for hook in hooks}
     deepest = max(parsed, key=lambda hook: parsed[hook].layer)
     num_kept = parsed[deepest].layer + 1

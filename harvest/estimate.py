@@ -5,7 +5,6 @@ from pathlib import Path
 
 from harvest.config import HarvestConfig
 from language_model.hooks import check_hooks
-from store.cache.spec import CacheSpec
 from store.identity import ModelIdentity
 
 MAX_SHARD_BYTES = 4 * 2**30
@@ -32,12 +31,12 @@ def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_posi
         )
 
 
-def check_free_space(folder: Path, spec: CacheSpec, *, num_rows: int) -> None:
+def check_free_space(folder: Path, *, num_rows: int, num_hooks: int, d_model: int) -> None:
     """Raises ValueError where `num_rows` rows of every hook cannot fit on the disk of `folder`, even at best."""
-    num_bytes = num_rows * spec.model.d_model * 2 * len(spec.hooks) / BEST_COMPRESSION
+    num_bytes = num_rows * num_hooks * d_model * 2 / BEST_COMPRESSION
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ValueError(
             f"expected at least {num_bytes / 1e9:.1f} GB of free space below {folder} for {num_rows} rows at "
-            f"{len(spec.hooks)} hooks, got {free / 1e9:.1f} GB. Free some, or lower harvest.num_rows"
+            f"{num_hooks} hooks, got {free / 1e9:.1f} GB. Free some, or lower harvest.num_rows"
         )

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from compute.code_version import tell_if_edited
 from harvest.config import HarvestConfig
 from harvest.estimate import check_model_fits
@@ -12,7 +10,7 @@ from harvest.text import TextSource, open_text
 from harvest.tokens import PACKING
 from harvest.version import HARVEST_VERSION
 from language_model.config import LanguageModelConfig
-from language_model.load import identify, resolve
+from language_model.load import identify, max_positions, resolve
 from store.cache.spec import CacheSpec
 
 
@@ -29,7 +27,7 @@ def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
     """Finds the language model and the text. Raises ValueError, with what to do, for one that cannot be used."""
     folder = resolve(model.name, model.revision)
     identity = identify(folder, model.name, model.revision)
-    check_model_fits(config, identity, max_positions=AutoConfig.from_pretrained(folder).max_position_embeddings)
+    check_model_fits(config, identity, max_positions=max_positions(folder))
     text = open_text(config.text)
     # Code that was edited since its version was confirmed is part of what decides the bytes, so that no shard of other
     # code is taken for one of this code.

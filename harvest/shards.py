@@ -14,7 +14,8 @@ from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
 from harvest.tokens import Windows, load_windows, pack, save_windows
-from language_model.load import load_model, load_tokenizer
+from language_model.load import load_model
+from language_model.tokenizer import load_tokenizer
 from store.cache.moments import ShardSums
 from store.cache.split import SPLITS, Split
 from store.write.writer import CacheWriter

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
+from harvest.encode import PIECE_CHARACTERS, tokenize, tokenize_long
 from store.atomic import file_sha256, read_json, write_json
 from store.cache.split import is_held_out
 from store.errors import StoreError
@@ -26,7 +27,7 @@ PACKING = (
 """Recorded with the data; raise version.HARVEST_VERSION when the packing changes."""
 
 BATCH_DOCUMENTS = 256
-BATCH_CHARACTERS = 4_000_000
+BATCH_CHARACTERS = 1_000_000
 
 
 class TooLittleText(ValueError):
@@ -73,7 +74,7 @@ class WindowStream:
 
 def pack(
     documents: Iterable[tuple[str, str]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     *,
     bos_token_id: int,
     vocab_size: int,
@@ -85,76 +86,87 @@ def pack(
 ) -> Windows:
     """The first windows of both streams; reads no further than it must, and raises `TooLittleText` at the end.
 
-    `on_progress` is given the number of new windows after every batch of documents.
+    `on_progress` is given the number of new windows after every document, or piece of a long one.
     """
     training, held_out = (
         WindowStream(num_windows=num_windows, context_length=context_length, bos_token_id=bos_token_id)
         for num_windows in (num_sequences, num_held_out_sequences)
     )
+    sides = {False: training, True: held_out}
+    num_documents = {False: 0, True: 0}
     num_reported = 0
     for texts in _batches(documents):
-        wanted = [
-            (text, stream)
-            for text in texts
-            if not (stream := held_out if is_held_out(text, fraction=held_out_fraction) else training).is_full
-        ]
-        token_ids = tokenize([text for text, _ in wanted], tokenizer, vocab_size=vocab_size)
-        for (_, stream), ids in zip(wanted, token_ids, strict=True):
-            stream.add(ids)
-        num_new = training.num_filled + held_out.num_filled - num_reported
-        num_reported += num_new
-        on_progress(num_new)
-        if training.is_full and held_out.is_full:
-            return Windows(training=training.windows, held_out=held_out.windows)
-    raise TooLittleText(_too_little_text(training, held_out, held_out_fraction=held_out_fraction))
+        wanted = []
+        for text in texts:
+            side = is_held_out(text, fraction=held_out_fraction)
+            num_documents[side] += 1
+            if not sides[side].is_full:
+                wanted.append((text, sides[side]))
+        for stream, token_ids in _tokenized(wanted, tokenizer, vocab_size=vocab_size):
+            stream.add(token_ids)
+            num_new = training.num_filled + held_out.num_filled - num_reported
+            num_reported += num_new
+            on_progress(num_new)
+            if training.is_full and held_out.is_full:
+                return Windows(training=training.windows, held_out=held_out.windows)
+    raise TooLittleText(_too_little_text(training, held_out, num_documents, held_out_fraction=held_out_fraction))
 
 
-def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> list[NDArray[np.uint32]]:
-    """Token ids (tokens,) of each text, without special tokens; an id the model does not have is an error."""
-    if not texts:
-        return []
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning about texts longer than the model's context: they are cut into windows
-    )["input_ids"]
-    token_ids = [np.asarray(ids, dtype=np.uint32) for ids in encoded]
-    largest = max((int(ids.max()) for ids in token_ids if len(ids)), default=0)
-    if largest >= vocab_size:
-        raise ValueError(
-            f"expected token ids below the model's vocabulary of {vocab_size}, got {largest} from the tokenizer. "
-            "Model and tokenizer do not belong together: repair the model's folder"
-        )
-    return token_ids
+def _tokenized(
+    wanted: list[tuple[str, WindowStream]], tokenizer: Tokenizer, *, vocab_size: int
+) -> Iterator[tuple[WindowStream, NDArray[np.uint32]]]:
+    """Each stream with the tokens to be added; a document in pieces ends where its stream is full."""
+    if len(wanted) == 1 and len(wanted[0][0]) > PIECE_CHARACTERS:
+        [(text, stream)] = wanted
+        for token_ids in tokenize_long(text, tokenizer, vocab_size=vocab_size):
+            yield stream, token_ids
+            if stream.is_full:
+                return
+        return
+    token_ids_of_texts = tokenize([text for text, _ in wanted], tokenizer, vocab_size=vocab_size)
+    yield from zip((stream for _, stream in wanted), token_ids_of_texts, strict=True)
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
-    """Texts in batches large enough for the tokenizer's threads and small enough for memory."""
+    """Texts in batches large enough for the tokenizer's threads and small enough for memory; a long text alone."""
     texts: list[str] = []
     num_characters = 0
     for _, text in documents:
+        is_long = len(text) > PIECE_CHARACTERS
+        if texts and is_long:
+            yield texts
+            texts, num_characters = [], 0
         texts.append(text)
         num_characters += len(text)
-        if len(texts) == BATCH_DOCUMENTS or num_characters >= BATCH_CHARACTERS:
+        if is_long or len(texts) == BATCH_DOCUMENTS or num_characters >= BATCH_CHARACTERS:
             yield texts
             texts, num_characters = [], 0
     if texts:
         yield texts
 
 
-def _too_little_text(training: WindowStream, held_out: WindowStream, *, held_out_fraction: float) -> str:
+def _too_little_text(
+    training: WindowStream, held_out: WindowStream, num_documents: dict[bool, int], *, held_out_fraction: float
+) -> str:
+    """What the text gave of both sides, and what to change; `num_documents` by whether they are held out."""
     num_wanted, context_length = training.windows.shape
     rows_per_sequence = context_length - 1
-    advice = f"Lower harvest.num_held_out_sequences, raise held_out_fraction ({held_out_fraction:g}) or give more text"
-    if not training.is_full:
+    few = "A file of plain text is one document: give the text in more of them (.jsonl or .parquet)"
+    if not training.is_full and not num_documents[False]:
+        advice = f"No document is left for training: lower held_out_fraction ({held_out_fraction:g}). {few}"
+    elif not training.is_full:
         advice = "Lower harvest.num_rows or give more text"
+    elif not num_documents[True]:
+        advice = f"No document is held out: raise held_out_fraction ({held_out_fraction:g}). {few}"
+    else:
+        advice = (
+            f"Lower harvest.num_held_out_sequences, raise held_out_fraction ({held_out_fraction:g}) or give more text"
+        )
     return (
         f"expected text for {num_wanted * rows_per_sequence} training rows ({num_wanted} sequences) and "
         f"{len(held_out.windows)} held-out sequences, got {training.num_filled * rows_per_sequence} rows "
-        f"({training.num_filled} sequences) and {held_out.num_filled}. {advice}"
+        f"({training.num_filled} sequences) from {num_documents[False]} training documents and {held_out.num_filled} "
+        f"from {num_documents[True]} held-out documents. {advice}"
     )
 
 

@@ -1,12 +1,10 @@
 """From a model's name to a local checkpoint folder, and from the folder to a model, its tokenizer and its identity.
 
 A folder is laid out like a hub checkpoint: config.json, *.safetensors, tokenizer.json and friends. Weights in other
-formats (pickles) and code from a checkpoint are never loaded. The large libraries, which take seconds to import, are
-imported where a model is really loaded: most stages only ask which one it is.
+formats (pickles) and code from a checkpoint are never loaded. `identify` refuses what a later stage could not run, so
+that the first stage says it. The large libraries, which take seconds to import, are imported where they are needed.
 """
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,25 +17,31 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 
+from language_model.checkpoint import (
+    POSITIONS,
+    ModelUnavailable,
+    check_config,
+    check_dtypes,
+    check_files,
+    tensor_headers,
+)
 from language_model.families import GEMMA
-from store.atomic import file_sha256, read_json
+from language_model.identity import tokenizer_digest, weights_digest
+from language_model.special_tokens import special_tokens
+from language_model.structure import ATTENTION, check_loading, check_structure, load_config, quiet_loading
+from language_model.tokenizer import transformers_tokenizer
 from store.identity import ModelIdentity
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _FILES = ["*.json", "*.safetensors", "tokenizer*"]
 _HUB_TIMEOUT_SECONDS = 10
-
-
-class ModelUnavailable(ValueError):
-    """The language model is not on this machine and cannot be fetched."""
 
 
 def resolve(name: str, revision: str | None) -> Path:
@@ -95,29 +99,7 @@ def _unavailable(name: str, reason: str) -> ModelUnavailable:
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """Refuses a folder that lacks a part of a checkpoint."""
-    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        missing += [shard for shard in shards if not (folder / shard).is_file()]
-    elif not (folder / "model.safetensors").is_file():
-        missing.append("model.safetensors")
-    if missing:
-        raise ModelUnavailable(
-            f"expected a checkpoint of {name!r} in {folder}, but it lacks {', '.join(missing)}. "
-            "Fetch the model again, or name another folder in language_model.name"
-        )
-    for path in (folder / "config.json", folder / "tokenizer.json"):
-        read_json(path)
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise ModelUnavailable(
-                f"expected whole safetensors in {path}: {error}. Fetch the model again; the file is damaged"
-            ) from error
+    check_files(folder, name)
     return folder
 
 
@@ -125,60 +107,72 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
     """Which model a folder holds: shape from its config, digests over its files.
 
     A folder inside a hub cache is named by its commit; that commit is recorded, whatever branch or tag was asked for.
+    Another local folder gets a name from its contents, so that the same bytes are the same model wherever they lie.
+
+    Raises:
+        UnusableModel: a later stage could not run it, or its files contradict each other; see the checks called here.
     """
-    config, keys = read_json(folder / "config.json"), GEMMA
+    config = check_config(folder)
+    special = special_tokens(folder)
+    headers = tensor_headers(folder)
+    check_dtypes(headers)
+    check_structure(folder, headers)
     commit = folder.name if folder.parent.name == "snapshots" else revision
-    tokenizer_files = [path for path in sorted(folder.glob("tokenizer*")) if path.is_file()]
-    wanted = (keys.d_model, keys.num_layers, keys.vocab_size)
-    missing = [key for key in wanted if not isinstance(config.get(key), int)]
-    bos = config.get(keys.bos_token_id)
-    if missing or not isinstance(bos, int):
-        raise ModelUnavailable(
-            f"expected {folder / 'config.json'} to state {', '.join(missing) or keys.bos_token_id} as a number. "
-            "Only decoder-only text models with a BOS token are supported"
-        )
+    digest = weights_digest(folder)
     return ModelIdentity(
-        name=name if name == EMBEDDED or not Path(name).is_dir() else Path(name).name,
+        name=name if name == EMBEDDED or not Path(name).is_dir() else f"{config['model_type']}-{digest[:8]}",
         revision=commit,
-        weights_sha256=_files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))]),
-        tokenizer_sha256=_files_digest(tokenizer_files),
-        d_model=config[keys.d_model],
-        num_layers=config[keys.num_layers],
-        vocab_size=config[keys.vocab_size],
-        bos_token_id=bos,
+        weights_sha256=digest,
+        tokenizer_sha256=tokenizer_digest(folder),
+        d_model=config[GEMMA.d_model],
+        num_layers=config[GEMMA.num_layers],
+        vocab_size=config[GEMMA.vocab_size],
+        bos_token_id=special.bos,
     )
 
 
-def _files_digest(files: Iterable[Path]) -> str:
-    listing = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+def max_positions(folder: Path) -> int:
+    """The longest sequence, in tokens, that the model of a folder can read."""
+    positions: int = check_config(folder)[POSITIONS]
+    return positions
 
 
 def load_model(folder: Path, *, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
-    """The causal language model of a folder, in evaluation mode.
+    """The causal language model of a folder, in evaluation mode, with every weight from its files.
 
-    Attention is computed the plain way: Gemma-2's soft-capping is not part of the fused kernels.
+    Raises:
+        UnusableModel: tensors are missing, have another shape or are not the model's.
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", local_files_only=True, use_safetensors=True
-    )
+    with quiet_loading():
+        model, information = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=load_config(folder),
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    check_loading(information, folder)
     model.requires_grad_(False)
     return model.to(device).eval()
-
-
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The fast tokenizer of a folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
 
 
 def load_bridge(folder: Path, *, dtype: "torch.dtype", device: str) -> "TransformerBridge":
     """The model of a folder behind TransformerLens's hook names, as sae-bench drives it; exact to the bit."""
     from transformer_lens.model_bridge import TransformerBridge
 
+    model = load_model(folder, dtype=dtype, device=device)
+    model.config.architectures = [type(model).__name__]  # what it is, whatever config.json calls it
     return TransformerBridge.boot_transformers(
-        str(folder), device=device, dtype=dtype, hf_model=load_model(folder, dtype=dtype, device=device)
+        str(folder),
+        device=device,
+        dtype=dtype,
+        hf_model=model,
+        tokenizer=transformers_tokenizer(folder),
+        trust_remote_code=False,
     )

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from harvest.config import HarvestConfig
 from harvest.estimate import check_free_space
-from harvest.inputs import open_inputs
 from harvest.moments import BadActivation
 from harvest.run import run
 from harvest.text import BadText
 from harvest.tokens import TooLittleText
 from language_model.config import LanguageModelConfig
-from language_model.load import load_model, load_tokenizer
+from language_model.load import load_model
+from language_model.tokenizer import load_tokenizer
 from store.cache.manifest import Manifest
 from store.cache.split import is_held_out
 from store.errors import Busy
@@ -168,7 +168,7 @@ def test_the_windows_are_the_documents_of_each_side_end_to_end(workplace: Workpl
         side = "".join(text for text in texts if is_held_out(text, fraction=0.25) == held_out)
         assert (windows[:, 0] == manifest.spec.model.bos_token_id).all()
         assert (windows[:, 1:] != manifest.spec.model.bos_token_id).all()
-        assert side.startswith(str(tokenizer.decode(windows[:, 1:].ravel())))
+        assert side.startswith(tokenizer.decode(windows[:, 1:].ravel().tolist(), skip_special_tokens=False))
 
 
 def test_the_spec_records_text_packing_and_what_was_left_out(workplace: Workplace) -> None:
@@ -221,6 +221,45 @@ def test_another_spec_takes_nothing_over(workplace: Workplace, other_workplace: 
     assert not {inode for inode, _ in before.values()} & {inode for inode, _ in workplace.shard_files().values()}
     other_workplace.harvest(held_out_fraction=0.5)
     assert tree(workplace.output) == tree(other_workplace.output)
+
+
+def test_a_model_that_was_renamed_or_stored_otherwise_keeps_every_shard_and_the_data_digest(
+    workplace: Workplace, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    before, shards = workplace.harvest(), workplace.shard_files()
+    renamed = shutil.copytree(tiny_model_folder, tmp_path / "renamed")
+    (renamed / "README.md").write_text("a word more")
+    workplace.model = LanguageModelConfig(name=str(renamed), revision=None, compute_dtype="float32")
+    assert workplace.harvest().digest == before.digest
+    assert workplace.shard_files() == shards
+
+
+def test_where_nothing_can_be_reused_the_ingredient_that_differs_is_named(
+    workplace: Workplace, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workplace.harvest()
+    assert "can be reused" not in capsys.readouterr().err
+    workplace.harvest(held_out_fraction=0.5)
+    expected = "harvest: nothing of the earlier cache can be reused: held_out_fraction was 0.25, and is 0.5\n"
+    assert expected in capsys.readouterr().err
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"attn_logit_softcapping": 1.0}))
+    workplace.model = LanguageModelConfig(name=str(other), revision=None, compute_dtype="float32")
+    workplace.harvest(held_out_fraction=0.5)
+    assert "can be reused: model.weights_sha256 was " in capsys.readouterr().err
+
+
+def test_a_cache_of_an_earlier_version_is_said_to_be_one(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("language_model.identity.IDENTIFIED_BY_TENSORS", "")
+    workplace.harvest()
+    monkeypatch.undo()
+    workplace.harvest()
+    said = capsys.readouterr().err
+    assert "can be reused: model.weights_sha256 was " in said
+    assert "of an earlier version, which identified models by their files; harvesting again is enough" in said
 
 
 def test_a_killed_harvest_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
@@ -303,14 +342,10 @@ def test_two_harvests_cannot_write_at_once(workplace: Workplace) -> None:
         workplace.harvest()
 
 
-def test_a_harvest_that_cannot_fit_on_the_disk_is_refused_before_it_starts(
-    tmp_path: Path, tiny_model_folder: Path, settings: dict[str, Any]
-) -> None:
-    model = LanguageModelConfig(name=str(tiny_model_folder), revision=None, compute_dtype="float32")
-    spec = open_inputs(HarvestConfig.model_validate(settings), model).spec
-    check_free_space(tmp_path, spec, num_rows=1000)
+def test_a_harvest_that_cannot_fit_on_the_disk_is_refused_before_it_starts(tmp_path: Path) -> None:
+    check_free_space(tmp_path, num_rows=1000, num_hooks=1, d_model=32)
     with pytest.raises(ValueError, match=r"expected at least 37647058.8 GB of free space below .* rows at 1 hooks"):
-        check_free_space(tmp_path, spec, num_rows=10**15)
+        check_free_space(tmp_path, num_rows=10**15, num_hooks=1, d_model=32)
 
 
 def test_an_activation_that_is_not_finite_ends_the_harvest_and_says_where(
