@@ -25,6 +25,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="c4b3f999ca0786dcbe83459e1ca1fa38970d5b825fc526763227712f0f9d030e",
+    code_sha256="d665e75a5996a1de29768e3c3433acd4957f7a243267dcc0cca32e30b1004b12",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

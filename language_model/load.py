@@ -114,10 +114,10 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
         UnusableModel: a later stage could not run it, or its files contradict each other; see the checks called here.
     """
     config = check_config(folder)
-    special = special_tokens(folder)
     headers = tensor_headers(folder)
     check_dtypes(headers)
     check_structure(folder, headers)
+    special = special_tokens(folder)
     commit = folder.name if folder.parent.name == "snapshots" else revision
     return ModelIdentity(
         name=name if name == EMBEDDED or not Path(name).is_dir() else Path(name).name,

@@ -100,6 +100,7 @@ def _without_weights(
     from transformers import AutoModelForCausalLM
 
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    config.pad_token_id = None  # checked elsewhere, and no part of the structure
     shapes = {
         name: torch.empty(header.shape, dtype=getattr(torch, _DTYPES[header.dtype]), device="meta")
         for name, header in headers.items()
@@ -117,7 +118,7 @@ def _without_weights(
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnusableModel(
             f"expected a model that can be built from {folder / 'config.json'}, got: {_line(error)}. "
             "Correct the file, or choose another language_model.name"

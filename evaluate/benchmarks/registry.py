@@ -60,7 +60,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "language_model/tokenizer.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="7c9287891683d614783e284315a32da5f565dfb58193098750f8bb5e9fcf2653",
+                code_sha256="2393b04edb345207d228ff9bec6613236cb6b7392ac81e33bcb4fc4ba6b146b9",
             ),
             needs_language_model=True,
             metrics=(
