@@ -237,7 +237,8 @@ def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None
     from functools import partial
 
     from language_model.checkpoint import ModelUnavailable
-    from language_model.load import resolve, tokenizer_digest
+    from language_model.identity import tokenizer_digest
+    from language_model.load import resolve
     from language_model.tokenizer import load_tokenizer
 
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -73,7 +73,7 @@ def result_inputs(
     if held_out is not None:
         inputs |= {
             "hook": card.hook,
-            "language_model": plain(manifest.spec.model),
+            "language_model": manifest.spec.model.identifying(),
             "compute_dtype": manifest.spec.compute_dtype,
             "held_out_shape": list(held_out.shape),
             "held_out_sha256": hashlib.sha256(np.ascontiguousarray(held_out, dtype="<u4").tobytes()).hexdigest(),

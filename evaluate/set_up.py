@@ -10,6 +10,7 @@ from language_model.load import identify, load_bridge, resolve
 from language_model.special_tokens import special_tokens
 from store.cache.manifest import Manifest
 from store.errors import MismatchedCache
+from store.identity import how_identified
 
 
 def set_up(
@@ -24,11 +25,12 @@ def set_up(
     """
     folder = resolve(model.name, model.revision)
     identity = identify(folder, name=model.name, revision=model.revision)
-    if identity != manifest.spec.model:
+    if identity.identifying() != manifest.spec.model.identifying():
         raise MismatchedCache(
             f"expected the language model of the activation cache, {manifest.spec.model.name} with weights "
             f"{manifest.spec.model.weights_sha256[:12]}, got {identity.name} with weights "
             f"{identity.weights_sha256[:12]} in {folder}. Harvest with this language model, or evaluate with that one"
+            f"{how_identified(manifest.spec.model)}"
         )
     bridge = load_bridge(folder, dtype=getattr(torch, manifest.spec.compute_dtype), device=str(device))
     return BenchmarkContext(

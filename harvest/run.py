@@ -3,6 +3,7 @@
 A process that is killed loses the shard it was computing; the next run continues behind the committed ones.
 """
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,13 @@ from harvest.inputs import open_inputs
 from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, packed_windows
 from language_model.config import LanguageModelConfig
 from store.atomic import replace_folder
-from store.cache.manifest import Manifest
+from store.cache.manifest import Manifest, parse_manifest
+from store.cache.paths import MANIFEST_FILE
+from store.cache.spec import CacheSpec, spec_difference
 from store.cache.split import SPLITS
 from store.care.dvc_versions import earlier_outputs, files_in
+from store.errors import StoreError
+from store.identity import how_identified
 from store.lease import exclusive_lock
 from store.write.writer import CacheWriter
 
@@ -72,7 +77,25 @@ def _reuse_shards(writer: CacheWriter, output: Path, *, interrupted: Sequence[Pa
     """Reuses shards of runs that were interrupted, whatever their number of rows, and of earlier outputs."""
     for folder in interrupted:
         writer.reuse_shards(files_in(folder))
+    num_missing, earlier_specs = len(missing_shards(writer)), []
     for files in earlier_outputs(output.as_posix()):
         if not missing_shards(writer):
             return
         writer.reuse_shards(files)
+        if MANIFEST_FILE in files:
+            with contextlib.suppress(OSError, StoreError):  # damaged, or of another version: it says nothing
+                earlier_specs.append(parse_manifest(files[MANIFEST_FILE].read_bytes(), where=MANIFEST_FILE).spec)
+    if earlier_specs and len(missing_shards(writer)) == num_missing:
+        _tell_difference(earlier_specs[0], writer.spec)
+
+
+def _tell_difference(earlier: CacheSpec, spec: CacheSpec) -> None:
+    """Says why nothing of the newest earlier cache could be reused."""
+    difference = spec_difference(spec, earlier)
+    if difference is not None:
+        name, now, before = difference
+        print(
+            f"harvest: nothing of the earlier cache can be reused: {name} was {str(before)[:100]}, and is "
+            f"{str(now)[:100]}{how_identified(earlier.model)}",
+            file=sys.stderr,
+        )

@@ -25,6 +25,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="d665e75a5996a1de29768e3c3433acd4957f7a243267dcc0cca32e30b1004b12",
+    code_sha256="a0856e8195981a51275d555afe2f46c2214c38e87fa5b6dad7739ba29de71b61",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -1,12 +1,10 @@
 """From a model's name to a local checkpoint folder, and from the folder to a model, its tokenizer and its identity.
 
 A folder is laid out like a hub checkpoint: config.json, *.safetensors, tokenizer.json and friends. Weights in other
-formats (pickles) and code from a checkpoint are never loaded. The large libraries, which take seconds to import, are
-imported where a model is really loaded: most stages only ask which one it is.
+formats (pickles) and code from a checkpoint are never loaded. `identify` refuses what a later stage could not run, so
+that the first stage says it. The large libraries, which take seconds to import, are imported where they are needed.
 """
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +27,10 @@ from language_model.checkpoint import (
     tensor_headers,
 )
 from language_model.families import GEMMA
+from language_model.identity import tokenizer_digest, weights_digest
 from language_model.special_tokens import special_tokens
-from language_model.structure import ATTENTION, check_loading, check_structure, load_config, quiet_loading
+from language_model.structure import ATTENTION, check_loading, check_structure_once, load_config, quiet_loading
 from language_model.tokenizer import transformers_tokenizer
-from store.atomic import file_sha256
 from store.identity import ModelIdentity
 
 if TYPE_CHECKING:
@@ -109,6 +107,7 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
     """Which model a folder holds: shape from its config, digests over its files.
 
     A folder inside a hub cache is named by its commit; that commit is recorded, whatever branch or tag was asked for.
+    Another local folder gets a name from its contents, so that the same bytes are the same model wherever they lie.
 
     Raises:
         UnusableModel: a later stage could not run it, or its files contradict each other; see the checks called here.
@@ -116,13 +115,14 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
     config = check_config(folder)
     headers = tensor_headers(folder)
     check_dtypes(headers)
-    check_structure(folder, headers)
+    check_structure_once(folder, headers)
     special = special_tokens(folder)
     commit = folder.name if folder.parent.name == "snapshots" else revision
+    digest = weights_digest(folder)
     return ModelIdentity(
-        name=name if name == EMBEDDED or not Path(name).is_dir() else Path(name).name,
+        name=name if name == EMBEDDED or not Path(name).is_dir() else f"{config['model_type']}-{digest[:8]}",
         revision=commit,
-        weights_sha256=_files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))]),
+        weights_sha256=digest,
         tokenizer_sha256=tokenizer_digest(folder),
         d_model=config[GEMMA.d_model],
         num_layers=config[GEMMA.num_layers],
@@ -135,16 +135,6 @@ def max_positions(folder: Path) -> int:
     """The longest sequence, in tokens, that the model of a folder can read."""
     positions: int = check_config(folder)[POSITIONS]
     return positions
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 (hex) over the tokenizer's files."""
-    return _files_digest(path for path in sorted(folder.glob("tokenizer*")) if path.is_file())
-
-
-def _files_digest(files: Iterable[Path]) -> str:
-    listing = "".join(f"{path.name} {file_sha256(path)}\n" for path in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def load_model(folder: Path, *, dtype: "torch.dtype", device: str) -> "PreTrainedModel":

@@ -1,11 +1,11 @@
 """Which language model it was, and the small checked types that records of the store are made of."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
 
-from store.record import Record
+from store.record import Record, plain
 
 Count = Annotated[int, Field(ge=0, le=2**48)]
 """Of rows, sequences or bytes: far above any cache, and far below what arithmetic on it could overflow."""
@@ -27,18 +27,35 @@ def _check_hook_name(hook: str) -> str:
 HookName = Annotated[str, AfterValidator(_check_hook_name)]
 
 
+IDENTIFIED_BY_TENSORS: Final = ":tensors"
+"""Stands behind a digest that was made over tensors and settings, and not over the files that held them."""
+
+
 class ModelIdentity(Record):
-    """Which language model exactly: its name may move, its digests do not."""
+    """Which language model exactly: its name and revision are labels, its digests are what counts."""
 
     name: str
-    """`embedded`, a folder's name, or the hub id."""
+    """`embedded`, the hub id, or for a local folder its kind and the beginning of its digest."""
     revision: str | None
     """Commit on the hub; null for local models."""
     weights_sha256: str
-    """Digest over names and bytes of config.json and the weight files: both decide what the model computes."""
+    """Digest over the settings of config.json and the tensors, with `IDENTIFIED_BY_TENSORS` behind it. Caches of
+    earlier versions have one over names and bytes of files, without it; such a model is known by its labels too."""
     tokenizer_sha256: str
-    """Digest over the tokenizer's files."""
+    """Digest of tokenizer.json."""
     d_model: Size
     num_layers: Size
     vocab_size: Size
     bos_token_id: Count
+
+    def identifying(self) -> dict[str, Any]:
+        """What two identities of the same model have in common, as JSON: everything but labels."""
+        labels = {"name", "revision"} if self.weights_sha256.endswith(IDENTIFIED_BY_TENSORS) else set()
+        return {key: value for key, value in plain(self).items() if key not in labels}
+
+
+def how_identified(model: ModelIdentity) -> str:
+    """What to know about a digest of a model that nothing equals any more; empty for those of this version."""
+    if model.weights_sha256.endswith(IDENTIFIED_BY_TENSORS):
+        return ""
+    return ". (The cache is of an earlier version, which identified models by their files; harvesting again is enough)"

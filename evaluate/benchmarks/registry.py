@@ -60,7 +60,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "language_model/tokenizer.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="2393b04edb345207d228ff9bec6613236cb6b7392ac81e33bcb4fc4ba6b146b9",
+                code_sha256="c47285cce53829a2724475597928111e33eb7fe699d08c4ad8d369b3f50803f7",
             ),
             needs_language_model=True,
             metrics=(

@@ -21,7 +21,7 @@ from store.files.local import LocalFiles
 from store.files.open import Place, open_files
 from store.files.protocol import address
 from store.identity import Count, HookName, Sha256, Size
-from store.record import Record, digest
+from store.record import Record, digest, plain
 from store.record_file import check_record_size, parse_record_file
 
 FORMAT: Final = "activation-cache/2"
@@ -112,8 +112,8 @@ class Manifest(Record):
 
     @property
     def digest(self) -> str:
-        """Identity of the data, SHA-256 (hex): what a trained SAE records."""
-        return digest(self)
+        """Identity of the data, SHA-256 (hex): what a trained SAE records. Labels of the model are no part of it."""
+        return digest(plain(self) | {"spec": self.spec.identifying()})
 
     def split_sequences(self, split: Split) -> int:
         """Sequences of a split."""

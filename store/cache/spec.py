@@ -1,12 +1,12 @@
 """The spec of a cache: everything that decides its bytes, and how two specs are compared."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
 from store.codec.names import CodecName
 from store.errors import MismatchedCache
-from store.identity import HookName, ModelIdentity, Size
+from store.identity import HookName, ModelIdentity, Size, how_identified
 from store.record import Record, digest, plain
 
 
@@ -40,7 +40,11 @@ class CacheSpec(Record):
     @property
     def digest(self) -> str:
         """Identity of the spec, SHA-256 (hex)."""
-        return digest(self)
+        return digest(self.identifying())
+
+    def identifying(self) -> dict[str, Any]:
+        """What decides the bytes of a cache, as JSON: everything but the labels of its language model."""
+        return plain(self) | {"model": self.model.identifying()}
 
     @property
     def rows_per_sequence(self) -> int:
@@ -69,13 +73,22 @@ class CacheSpec(Record):
 
 def check_spec(found: CacheSpec, expected: CacheSpec, *, where: str) -> None:
     """Raises MismatchedCache with the first setting in which two specs differ."""
-    difference = _first_difference(plain(expected), plain(found))
+    difference = spec_difference(expected, found)
     if difference is not None:
         name, wanted, got = difference
         raise MismatchedCache(
             f"expected {where} to have {name} {wanted!r}, got {got!r}: it was made from something else. "
-            "Harvest again, or use the settings that it was made with"
+            f"Harvest again, or use the settings that it was made with{how_identified(found.model)}"
         )
+
+
+def spec_difference(expected: CacheSpec, found: CacheSpec) -> tuple[str, JsonValue, JsonValue] | None:
+    """(dotted name, expected, found) of the first setting in which two specs differ; None for the same data."""
+    wanted, got = expected.identifying(), found.identifying()
+    common = wanted["model"].keys() & got["model"].keys()  # labels count between two caches of earlier versions only
+    for spec in (wanted, got):
+        spec["model"] = {key: spec["model"][key] for key in common}
+    return _first_difference(wanted, got)
 
 
 def _first_difference(expected: JsonValue, found: JsonValue, name: str = "") -> tuple[str, JsonValue, JsonValue] | None:

@@ -223,6 +223,45 @@ def test_another_spec_takes_nothing_over(workplace: Workplace, other_workplace: 
     assert tree(workplace.output) == tree(other_workplace.output)
 
 
+def test_a_model_that_was_renamed_or_stored_otherwise_keeps_every_shard_and_the_data_digest(
+    workplace: Workplace, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    before, shards = workplace.harvest(), workplace.shard_files()
+    renamed = shutil.copytree(tiny_model_folder, tmp_path / "renamed")
+    (renamed / "README.md").write_text("a word more")
+    workplace.model = LanguageModelConfig(name=str(renamed), revision=None, compute_dtype="float32")
+    assert workplace.harvest().digest == before.digest
+    assert workplace.shard_files() == shards
+
+
+def test_where_nothing_can_be_reused_the_ingredient_that_differs_is_named(
+    workplace: Workplace, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workplace.harvest()
+    assert "can be reused" not in capsys.readouterr().err
+    workplace.harvest(held_out_fraction=0.5)
+    expected = "harvest: nothing of the earlier cache can be reused: held_out_fraction was 0.25, and is 0.5\n"
+    assert expected in capsys.readouterr().err
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"attn_logit_softcapping": 1.0}))
+    workplace.model = LanguageModelConfig(name=str(other), revision=None, compute_dtype="float32")
+    workplace.harvest(held_out_fraction=0.5)
+    assert "can be reused: model.weights_sha256 was " in capsys.readouterr().err
+
+
+def test_a_cache_of_an_earlier_version_is_said_to_be_one(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("language_model.identity.IDENTIFIED_BY_TENSORS", "")
+    workplace.harvest()
+    monkeypatch.undo()
+    workplace.harvest()
+    said = capsys.readouterr().err
+    assert "can be reused: model.weights_sha256 was " in said
+    assert "of an earlier version, which identified models by their files; harvesting again is enough" in said
+
+
 def test_a_killed_harvest_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
     workplace: Workplace, tmp_path: Path, tiny_model_folder: Path, settings: dict[str, Any]
 ) -> None:

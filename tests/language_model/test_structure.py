@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from language_model.checkpoint import ModelUnavailable, UnusableModel, tensor_headers, weight_files
 from language_model.load import identify, load_bridge, load_model, resolve
 from language_model.structure import bridge_architectures, check_structure
-from tests.language_model.checkpoints import SIZES, byte_level, copied, edit, save_model, save_tokenizer
+from tests.language_model.checkpoints import SIZES, byte_level, copied, edit, in_shards, save_model, save_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {
@@ -178,18 +178,6 @@ def test_an_index_that_is_none_is_one_message(folder: Path, index: object, messa
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelUnavailable, match=message):
         resolve(str(folder), None)
-
-
-def in_shards(folder: Path) -> Path:
-    """The same weights in two files with an index."""
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    weight_map = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
-    for file in set(weight_map.values()):
-        part = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
-        save_file(part, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
 
 
 def test_an_index_must_list_the_tensors_of_its_files(folder: Path) -> None:
