@@ -26,6 +26,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="e82c7a00a20c3b004828efb164fdf2ab26cda010c53b21bb84d6c822fb3e5ce9",
+    code_sha256="dd2957eefea2689008a96cefdcc7f19bae11b87050e6df235de03465f2c0fd18",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

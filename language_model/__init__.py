@@ -5,6 +5,7 @@ families.py          the names of a family's parts and settings
 hooks.py             the places where activations are read
 load.py              a name to a checked checkpoint, its identity, the model
 identity.py          a digest of what decides its numbers
+memory.py            what was found out before
 checkpoint.py        the files of a checkpoint, and what their headers say
 structure.py         its layers, tensors and adapter, before a weight is loaded
 tokenizer.py         tokenizer.json as it is

@@ -8,7 +8,6 @@ Reading all weights takes seconds for each gigabyte, and every stage asks. So th
 remembered in the user's cache folder, for as long as the file keeps its path, size and times.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from language_model.checkpoint import TensorHeader, read_object, tensor_headers
-from store.atomic import file_sha256, read_json, write_json
-from store.errors import StoreError
+from language_model.memory import recall, remember
+from store.atomic import file_sha256
 from store.identity import IDENTIFIED_BY_TENSORS
 
 NO_PART_OF_A_MODEL: Final = (
@@ -41,7 +40,6 @@ NO_PART_OF_A_MODEL: Final = (
 
 REMEMBERED_BYTES: Final = 64 * 2**20
 """Files below this size are read again each time, which takes less than a tenth of a second."""
-_NUM_REMEMBERED: Final = 64
 _SETTLED_SECONDS: Final = 5.0
 _READ_BYTES: Final = 4 * 2**20
 
@@ -66,16 +64,19 @@ def tensor_digests(headers: dict[str, TensorHeader]) -> dict[str, str]:
     by_file: dict[Path, dict[str, TensorHeader]] = {}
     for name, header in headers.items():
         by_file.setdefault(header.file, {})[name] = header
-    memory = Memory()
     known: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for path, tensors in by_file.items():
-        digests = memory.recall(path)
-        if digests is None or digests.keys() != tensors.keys():
-            before = fingerprint(path)
-            digests = _read(tensors)
-            memory.remember(path, before, digests)
+        key, before = f"tensors of {path.resolve()}", fingerprint(path)
+        remembered = recall(key)
+        if isinstance(remembered, dict) and remembered.keys() == {"state", *tensors} and remembered["state"] == before:
+            known |= {name: remembered[name] for name in tensors}
+            continue
+        digests = _read(tensors)
+        if _is_settled(before) and fingerprint(path) == before:
+            found[key] = {"state": before, **digests}
         known |= digests
-    memory.save()
+    remember(found)
     return known
 
 
@@ -105,43 +106,7 @@ def fingerprint(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-class Memory:
-    """Digests that were computed before, in one small file; without that file everything is read again.
-
-    Never trusted for a file whose size or times differ; nothing goes wrong where it cannot be read or written.
-    """
-
-    def __init__(self) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        self.path = Path(root) / "activation-study" / "tensors.json"
-        self._entries = self._load()
-        self._changed = False
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            entries = read_json(self.path)
-        except (OSError, StoreError):
-            return {}
-        return entries if isinstance(entries, dict) else {}
-
-    def recall(self, path: Path) -> dict[str, str] | None:
-        entry = self._entries.get(str(path.resolve()))
-        if not isinstance(entry, dict) or entry.get("fingerprint") != fingerprint(path):
-            return None
-        tensors = entry.get("tensors")
-        strings = isinstance(tensors, dict) and all(isinstance(digest, str) for digest in tensors.values())
-        return tensors if strings else None
-
-    def remember(self, path: Path, before: list[int], digests: dict[str, str]) -> None:
-        """Keeps the digests of a large file that has not changed lately, nor while it was read."""
-        size, *times = before
-        settled = time.time_ns() - max(times) > _SETTLED_SECONDS * 1e9
-        if size >= REMEMBERED_BYTES and settled and fingerprint(path) == before:
-            self._entries[str(path.resolve())] = {"fingerprint": before, "tensors": digests}
-            self._changed = True
-
-    def save(self) -> None:
-        if not self._changed or not self.path.is_absolute():  # a user without a home
-            return
-        with contextlib.suppress(OSError):  # where nothing can be written the next stage reads the weights again
-            write_json(self.path, dict(list(self._entries.items())[-_NUM_REMEMBERED:]))
+def _is_settled(state: list[int]) -> bool:
+    """Whether a file is large, and has not changed lately: a change within the clock's steps would go unseen."""
+    size, *times = state
+    return size >= REMEMBERED_BYTES and time.time_ns() - max(times) > _SETTLED_SECONDS * 1e9

@@ -29,7 +29,7 @@ from language_model.checkpoint import (
 from language_model.families import GEMMA
 from language_model.identity import tokenizer_digest, weights_digest
 from language_model.special_tokens import special_tokens
-from language_model.structure import ATTENTION, check_loading, check_structure, load_config, quiet_loading
+from language_model.structure import ATTENTION, check_loading, check_structure_once, load_config, quiet_loading
 from language_model.tokenizer import transformers_tokenizer
 from store.identity import ModelIdentity
 
@@ -113,10 +113,10 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
         UnusableModel: a later stage could not run it, or its files contradict each other; see the checks called here.
     """
     config = check_config(folder)
-    special = special_tokens(folder)
     headers = tensor_headers(folder)
     check_dtypes(headers)
-    check_structure(folder, headers)
+    check_structure_once(folder, headers)
+    special = special_tokens(folder)
     commit = folder.name if folder.parent.name == "snapshots" else revision
     digest = weights_digest(folder)
     return ModelIdentity(

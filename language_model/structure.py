@@ -6,17 +6,23 @@ exactly, and no weight is read.
 """
 
 import ast
+import hashlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from huggingface_hub.errors import StrictDataclassError
 
+from language_model import families
 from language_model.checkpoint import TensorHeader, UnusableModel, named, read_object
 from language_model.families import GEMMA
+from language_model.memory import recall, remember
+from store.atomic import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -74,6 +80,18 @@ def check_structure(folder: Path, headers: dict[str, TensorHeader]) -> None:
         )
 
 
+def check_structure_once(folder: Path, headers: dict[str, TensorHeader]) -> None:
+    """`check_structure`, but for what was found in order before: torch and transformers take seconds to import."""
+    names = sorted((name, header.dtype, header.shape) for name, header in headers.items())
+    libraries = [version(name) for name in ("torch", "transformers", "transformer-lens")]
+    rules = [file_sha256(Path(__file__)), file_sha256(Path(families.__file__))]
+    state = json.dumps([read_object(folder / "config.json"), names, libraries, rules], sort_keys=True)
+    key = f"structure {hashlib.sha256(state.encode()).hexdigest()}"
+    if recall(key) is not True:
+        check_structure(folder, headers)
+        remember({key: True})
+
+
 def decoder_layers(model: "PreTrainedModel") -> Any:  # noqa: ANN401 - a ModuleList, of a library imported late
     """The decoder layers of a model, each of which gives the residual stream behind it.
 
@@ -100,6 +118,7 @@ def _without_weights(
     from transformers import AutoModelForCausalLM
 
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    config.pad_token_id = None  # checked elsewhere, and no part of the structure
     shapes = {
         name: torch.empty(header.shape, dtype=getattr(torch, _DTYPES[header.dtype]), device="meta")
         for name, header in headers.items()
@@ -117,7 +136,7 @@ def _without_weights(
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnusableModel(
             f"expected a model that can be built from {folder / 'config.json'}, got: {_line(error)}. "
             "Correct the file, or choose another language_model.name"

@@ -1,5 +1,6 @@
 """Fixtures for all tests: a miniature language model laid out like a hub checkpoint, and threads that stay few."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ TINY_TEXT = [
     "A sparse autoencoder learns directions that fire on few inputs.\n",
     "for shard in shards:\n    write(shard)\n",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_of_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests remember what they find out about checkpoints among themselves, not in the user's cache folder."""
+    path = tmp_path_factory.mktemp("memory") / "checkpoints.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("language_model.memory.memory_file", lambda: path)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "store/cache/outlier_rows.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="6909a6180833f031fc7f3626f3b43c2cb143aeeb3e0c5edd60b8a67b14aee8e5",
+                code_sha256="f07e9a3b8816d329f3b9423e2a59913f4a260f95bbd8fea6b53832355f4455bc",
             ),
             needs_language_model=True,
             metrics=(

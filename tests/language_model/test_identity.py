@@ -11,14 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from language_model import identity as identity_module
-from language_model.checkpoint import tensor_headers
-from language_model.identity import Memory, fingerprint, tensor_digests, weights_digest
+from language_model import memory, structure
+from language_model.checkpoint import TensorHeader, UnusableModel, tensor_headers
+from language_model.identity import fingerprint, tensor_digests, weights_digest
 from language_model.load import identify
 from store.cache.spec import CacheSpec, check_spec
 from store.errors import MismatchedCache
 from store.identity import ModelIdentity
 from store.record import digest, plain
 from tests.language_model.checkpoints import byte_level, copied, edit, in_shards, save_model, save_tokenizer
+
+find_memory_file = memory.memory_file
 
 
 @pytest.fixture(scope="module")
@@ -152,81 +155,105 @@ def test_an_identity_of_an_earlier_version_keeps_its_digest_with_its_labels(llam
 
 
 @pytest.fixture
-def remembering(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Files of any size are remembered, in a folder of this test; the names of the tensors that are hashed."""
+def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The names of the tensors that are hashed. Files of any size are remembered, in a folder of this test."""
     hashed: list[str] = []
     plain_read = identity_module._read
 
-    def read(headers: dict[str, object]) -> dict[str, str]:
+    def read(headers: dict[str, TensorHeader]) -> dict[str, str]:
         hashed.extend(headers)
-        return plain_read(headers)  # type: ignore[arg-type]
+        return plain_read(headers)
 
     monkeypatch.setattr(identity_module, "_read", read)
     monkeypatch.setattr(identity_module, "REMEMBERED_BYTES", 0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(memory, "memory_file", lambda: tmp_path / "cache" / "memory.json")
     return hashed
-
-
-def settle(path: Path) -> None:
-    """As if the file had been written long ago; its change time cannot be set, so the clock is."""
-    os.utime(path, ns=(10**18, 10**18))
 
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds later: no file was written just now."""
     now = time.time_ns
     monkeypatch.setattr(identity_module.time, "time_ns", lambda: now() + 10**10)
 
 
 @pytest.mark.usefixtures("later")
-def test_weights_are_hashed_once_and_again_when_size_or_times_change(folder: Path, remembering: list[str]) -> None:
+def test_weights_are_hashed_once_and_again_when_size_or_times_change(folder: Path, hashed: list[str]) -> None:
     path, headers = folder / "model.safetensors", tensor_headers(folder)
     first = tensor_digests(headers)
-    assert sorted(remembering) == sorted(headers)
-    remembering.clear()
+    assert sorted(hashed) == sorted(headers)
+    hashed.clear()
     assert tensor_digests(headers) == first
-    assert remembering == []
+    assert hashed == []
     before = path.stat()
     one_bit(folder)  # the same size; then the time of the last change is set back, as tools that copy do
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     changed = tensor_digests(headers)
     assert {name for name in headers if changed[name] != first[name]} == {"model.norm.weight"}
-    assert remembering != []
+    assert hashed != []
 
 
-def test_a_file_that_was_written_just_now_is_not_remembered(folder: Path, remembering: list[str]) -> None:
-    """A change within the clock's resolution would go unseen."""
+def test_a_file_that_was_written_just_now_is_not_remembered(folder: Path, hashed: list[str]) -> None:
     for _ in range(2):
         tensor_digests(tensor_headers(folder))
-    assert len(remembering) == 2 * len(tensor_headers(folder))
+    assert len(hashed) == 2 * len(tensor_headers(folder))
 
 
 @pytest.mark.usefixtures("later")
-@pytest.mark.parametrize("damage", ["{", "[]", '{"x": 1}', "wrong digests"])
-def test_a_memory_that_holds_nonsense_is_no_memory(folder: Path, remembering: list[str], damage: str) -> None:
+@pytest.mark.parametrize("damage", ["{", "[]", '{"entries": 3}', '{"entries": [[1]]}', "of other tensors"])
+def test_a_memory_that_holds_nonsense_is_no_memory(folder: Path, hashed: list[str], damage: str) -> None:
     headers = tensor_headers(folder)
     first = tensor_digests(headers)
-    memory = Memory()
-    assert memory.recall(folder / "model.safetensors") == first
-    if damage == "wrong digests":
-        entry = {"fingerprint": fingerprint(folder / "model.safetensors"), "tensors": {"a": "b"}}
-        damage = json.dumps({str((folder / "model.safetensors").resolve()): entry})
-    memory.path.write_text(damage)
-    remembering.clear()
+    key = f"tensors of {(folder / 'model.safetensors').resolve()}"
+    assert memory.recall(key) == {"state": fingerprint(folder / "model.safetensors"), **first}
+    if damage == "of other tensors":
+        damage = json.dumps({"entries": [[key, {"state": fingerprint(folder / "model.safetensors"), "a": "b"}]]})
+    memory.memory_file().write_text(damage)
+    hashed.clear()
     assert tensor_digests(headers) == first
-    assert remembering != []
+    assert hashed != []
 
 
-@pytest.mark.usefixtures("later", "remembering")
-@pytest.mark.parametrize("home", ["a file", "", "~nobody-here"])
+def test_the_oldest_of_too_many_entries_are_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "memory_file", lambda: tmp_path / "memory.json")
+    for number in range(260):
+        memory.remember({str(number): number})
+    assert memory.recall("3") is None
+    assert memory.recall("4") == 4
+    assert memory.recall("259") == 259
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("place", ["a file", "", "~nobody-here"])
 def test_nothing_goes_wrong_where_nothing_can_be_written(
-    folder: Path, home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(identity_module, "REMEMBERED_BYTES", 0)
+    monkeypatch.setattr(memory, "memory_file", find_memory_file)
     (tmp_path / "a file").write_text("")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file") if home == "a file" else home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file") if place == "a file" else place)
     monkeypatch.setenv("HOME", "")
     assert tensor_digests(tensor_headers(folder)) == tensor_digests(tensor_headers(folder))
-    assert not (tmp_path / "~nobody-here").exists()
-    assert not (tmp_path / "~").exists()
-    assert not (tmp_path / ".cache").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a file", "another name"]
+
+
+def test_a_structure_is_checked_once_and_again_for_another_config(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(memory, "memory_file", lambda: tmp_path / "memory.json")
+    checked: list[Path] = []
+    monkeypatch.setattr(structure, "check_structure", lambda folder, headers: checked.append(folder))
+    for _ in range(3):
+        structure.check_structure_once(folder, tensor_headers(folder))
+    assert len(checked) == 1
+    edit(folder, "config.json", num_hidden_layers=3)
+    structure.check_structure_once(folder, tensor_headers(folder))
+    assert len(checked) == 2
+
+
+def test_a_structure_that_is_refused_is_refused_every_time(folder: Path) -> None:
+    edit(folder, "config.json", num_hidden_layers=3, layer_types=...)
+    for _ in range(2):
+        with pytest.raises(UnusableModel, match="is missing"):
+            identify(folder, str(folder), None)

@@ -108,7 +108,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder: Path) ->
     with pytest.raises(
         UnusableModel, match=r"ids below the vocab_size of 300 in .*, but .*tokenizer.json gives ids up"
     ):
-        identify(folder, str(folder), None)
+        special_tokens(folder)
 
 
 def test_special_tokens_behind_the_vocabulary_are_allowed_because_no_text_gives_them(folder: Path) -> None:
