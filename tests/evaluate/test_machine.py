@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from evaluate.subjects import all_cards
 
+from evaluate.dependencies import all_cards
+from evaluate.reuse import take_earlier
 from store.errors import StoreError
 
 
