@@ -61,6 +61,12 @@ def load_params(path: Path) -> Params:
         file = _File.model_validate(raw)
     except ValidationError as error:
         raise ParamsError(_explain(error, path, (), _File)) from error
+    for name in file.profiles:
+        if not re.fullmatch(r"[\w-]+", name, flags=re.ASCII):
+            raise ParamsError(
+                f"{path}: profiles: expected names of letters, digits, - and _, got {name!r}: DVC reads a dot as "
+                f"a step into a record. Rename the profile, as to {re.sub('[^a-zA-Z0-9_-]+', '-', name)!r}"
+            )
     if file.profile not in file.profiles:
         raise ParamsError(
             f"{path}: profile: expected one of {', '.join(file.profiles)}, got {file.profile!r}. "

@@ -7,6 +7,7 @@ and environment variables only say where and with what to compute.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compute.program import run_command
 from store.codec.names import CODEC_NAMES
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def language_model(arguments: argparse.Namespace) -> None:
     from language_model.load import identify, max_positions, resolve
     from params import load_params
     from store.atomic import write_json
+    from store.replace import check_writable
 
     params = load_params(arguments.params)
     settings = params.profile.language_model
@@ -47,6 +50,8 @@ def language_model(arguments: argparse.Namespace) -> None:
     folder = resolve(settings.name, settings.revision)
     identity = identify(folder, settings.name, settings.revision)
     check_model_fits(params.profile.harvest, identity, max_positions=max_positions(folder))
+    for output in (ACTIVATIONS, MODELS, RESULTS, REPORTS):
+        check_writable(output)
     write_json(LANGUAGE_MODEL_FILE, identity)
     print(f"params.yaml is in order; profile {params.profile_name!r} uses the language model {identity.name!r}")
 
@@ -101,7 +106,9 @@ def train(arguments: argparse.Namespace) -> None:
 def export(arguments: argparse.Namespace) -> None:
     """Copy trained SAEs into a folder that can be uploaded to a model hub, with a card made from the artefacts."""
     from evaluate.publish import run
+    from store.replace import check_settled
 
+    check_settled(MODELS)
     names = run(
         MODELS, arguments.variants, output=arguments.output, with_diverged=arguments.with_diverged,
         license_id=arguments.license,
@@ -114,7 +121,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from evaluate.config import EvaluateConfig
     from evaluate.run import run
     from params import load_params
+    from store.replace import check_settled
 
+    check_settled(MODELS)
     profile = load_params(arguments.params).profile
     for benchmark in [arguments.benchmark] if arguments.benchmark else EvaluateConfig.model_fields:
         run(
@@ -134,7 +143,10 @@ def report(arguments: argparse.Namespace) -> None:
     """Compare the variants and write reports/report.html and reports/report.md."""
     from evaluate.report.page import run
     from params import load_params
+    from store.replace import check_settled
 
+    for folder in (MODELS, *RESULTS.glob("*")):
+        check_settled(folder)
     params = load_params(arguments.params)
     page = run(
         params.profile.evaluate,
@@ -176,6 +188,7 @@ def store_repair(arguments: argparse.Namespace) -> None:
     from harvest.repair import harvest_again
     from params import load_params
     from store.care.repair import repair
+    from store.replace import assembly_folder
 
     harvest_damaged = None
     if not arguments.no_harvest:
@@ -188,11 +201,12 @@ def store_repair(arguments: argparse.Namespace) -> None:
             device=_device(arguments.device),
         )
     path = arguments.path.resolve()
+    scratch = assembly_folder(path, path.with_name(f".{path.name}.repair"))
     tracked = path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else ""
     done = repair(
         arguments.path,
         output=tracked,
-        scratch=path.with_name(f".{path.name}.repair"),
+        scratch=scratch,
         harvest_again=harvest_damaged,
         accept_different_bytes=arguments.accept_different_bytes,
         num_threads=arguments.threads,
@@ -225,30 +239,48 @@ def store_sample(arguments: argparse.Namespace) -> None:
     hook = arguments.hook or cache.spec.hooks[0]
     sampled = sample_rows(cache, hook, num_rows=arguments.num_rows, seed=arguments.seed)
     print(f"{hook} of {arguments.path}, seed {arguments.seed}")
-    print(format_sample(sampled, decode=_local_decoder(cache.spec.model)))
+    print(format_sample(sampled, decode=_decoder(cache.spec.model, arguments.model, arguments.params)))
     if arguments.npy:
         with arguments.npy.open("wb") as file:
             np.save(file, np.stack([item.bits for item in sampled]), allow_pickle=False)
         print(f"{arguments.npy}: uint16 {(len(sampled), cache.spec.model.d_model)}, bit patterns of bfloat16")
 
 
-def _local_decoder(model: "ModelIdentity") -> "Callable[[list[int]], str] | None":
-    """What spells tokens, if the very tokenizer of the cache is on this machine; nothing is fetched."""
-    from functools import partial
+def _decoder(model: "ModelIdentity", wanted: str | None, params: Path) -> "Callable[[list[int]], str] | None":
+    """What spells tokens, if the very tokenizer of the cache is on this machine; nothing is fetched.
 
-    from language_model.checkpoint import ModelUnavailable
+    A checkpoint in a folder is not found by its name: the folder is `wanted`, or named in params.yaml. The tokenizer of
+    a `wanted` one must be the cache's; where the others are not, tokens stay numbers.
+    """
     from language_model.identity import tokenizer_digest
     from language_model.load import resolve
     from language_model.tokenizer import load_tokenizer
+    from params import load_params
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        folder = resolve(model.name, model.revision)
-    except ModelUnavailable:
-        return None
-    if tokenizer_digest(folder) != model.tokenizer_sha256:
-        return None
-    return partial(load_tokenizer(folder).decode, skip_special_tokens=False)
+    if wanted is not None:
+        places: list[tuple[str, str | None]] = [(wanted, model.revision)]
+    else:
+        places = [(model.name, model.revision)]
+        with contextlib.suppress(ValueError):  # sampling needs no settings
+            settings = load_params(params).profile.language_model
+            places.append((settings.name, settings.revision))
+    for name, revision in places:
+        try:
+            folder = resolve(name, revision)
+        except ValueError:
+            if wanted is not None:
+                raise
+            continue
+        found = tokenizer_digest(folder)
+        if found == model.tokenizer_sha256:
+            return functools.partial(load_tokenizer(folder).decode, skip_special_tokens=False)
+        if wanted is not None:
+            raise ValueError(
+                f"expected the tokenizer of the cache, {model.tokenizer_sha256[:12]}, in {folder}, found another, "
+                f"{found[:12]}. Name the language model that the cache was harvested with, or leave --model out"
+            )
+    return None
 
 
 def _cache_place(arguments: argparse.Namespace) -> "CachePlace":
@@ -446,11 +478,13 @@ def _add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     sample.add_argument("-n", "--num-rows", type=_positive, default=8, help="how many rows (%(default)s)")
     sample.add_argument("--hook", help="of which hook (the first)")
     sample.add_argument("--seed", type=int, default=0, help="which rows (%(default)s)")
+    sample.add_argument("--model", metavar="MODEL", help="folder or name of the language model, to spell tokens")
+    sample.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings that may name it")
     sample.add_argument("--npy", type=Path, metavar="FILE", help="also save their bit patterns as a .npy file")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
+    """Runs one command; returns its exit code: 2 for wrong usage, and those of compute/program.py."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -460,22 +494,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"error: {line}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
-        print("error: lower train.d_sae, train.batch_rows, the number of variants or batch sizes", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: arguments.run(arguments))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class StopRequest:
         self._looked_at = 0.0
 
     def reason(self) -> str | None:
-        """SIGTERM, SIGINT, the text of the stop file, or None. The file is looked at once a second."""
+        """SIGTERM, SIGINT, SIGHUP, the text of the stop file, or None. The file is looked at once a second."""
         if self.signal_name is None and self._stop_file is not None:
             now = time.monotonic()
             if now - self._looked_at >= _LOOK_EVERY_SECONDS:
@@ -33,8 +33,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(stop_file: Path | None = None) -> Iterator[StopRequest]:
-    """Notes SIGTERM and SIGINT in the request it yields; a second SIGINT interrupts at once. Handlers are restored.
+    """Notes SIGTERM, SIGINT and SIGHUP in the request it yields; a second SIGINT interrupts at once.
 
+    SIGHUP, which comes when a terminal is closed, stays ignored where it is (nohup). Handlers are restored at the end.
     Only the main thread can set handlers; elsewhere only the file counts.
     """
     request = StopRequest(stop_file)
@@ -47,7 +48,10 @@ def stop_on_signals(stop_file: Path | None = None) -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal_name = signal.Signals(number).name
 
-    former = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    former = {number: signal.signal(number, note) for number in heard}
     try:
         yield request
     finally:

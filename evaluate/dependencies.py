@@ -13,12 +13,14 @@ from store.errors import MismatchedCache, StoreError
 from store.files.protocol import Files
 from store.read.tokens import read_tokens
 from store.record import Record, plain
+from store.replace import NOT_OURS
 from store.sae.artefact import SAECard, load_card
 
 
 def all_cards(models_folder: Path, manifest: Manifest) -> dict[str, SAECard]:
     """The card of every variant, by name; all were trained on the cache described by `manifest`."""
-    folders = sorted(path for path in models_folder.glob("[!.]*") if path.is_dir()) if models_folder.is_dir() else []
+    found = models_folder.glob("[!.]*") if models_folder.is_dir() else ()
+    folders = sorted(path for path in found if path.is_dir() and path.name not in NOT_OURS)
     if not folders:
         raise StoreError(f"expected a folder per variant in {models_folder}, found none. Train first: dvc repro train")
     return {folder.name: fitting_card(folder, manifest) for folder in folders}

@@ -12,8 +12,9 @@ from typing import Any
 
 from evaluate.compare.treatments import all_settings, shared_and_own
 from evaluate.dependencies import diverged_at
-from store.atomic import replace_folder, write_bytes
+from store.atomic import write_bytes
 from store.errors import StoreError
+from store.replace import assembly_folder, check_target, is_vacant, replace_folder
 from store.sae.artefact import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, SAECard, load_sae
 
 README = "README.md"
@@ -47,7 +48,7 @@ def run(
     wanted = list(names) or sorted(path.parent.name for path in models.glob(f"[!.]*/{CARD_FILE}"))
     if not wanted:
         raise StoreError(f"expected trained SAEs in {models}, found none. Run `dvc repro train`, or `dvc pull models`")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_vacant(output):
         raise ValueError(f"expected {output} to be new or an empty folder, found files in it. Give another --output")
     cards = {name: load_sae(models / name)[1] for name in wanted}
     diverged = [name for name, card in cards.items() if diverged_at(card) is not None]
@@ -56,7 +57,9 @@ def run(
             f"expected SAEs that trained to the end, but {', '.join(diverged)} diverged. Name the others, or give "
             "--with-diverged to export these as well"
         )
-    unfinished = output.with_name(f".{output.name}.unfinished")
+    place = assembly_folder(output, output.with_name(f".{output.name}.unfinished"))
+    check_target(output, place)
+    unfinished = place / "new"
     shutil.rmtree(unfinished, ignore_errors=True)
     for name in wanted:
         (unfinished / name).mkdir(parents=True)
@@ -64,6 +67,7 @@ def run(
             shutil.copyfile(models / name / file, unfinished / name / file)
     write_bytes(unfinished / README, readme(cards, license_id=license_id).encode())
     replace_folder(unfinished, output)
+    shutil.rmtree(place, ignore_errors=True)
     return wanted
 
 

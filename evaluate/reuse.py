@@ -47,7 +47,7 @@ def take_earlier(finished: Path, missing: Inputs, *, output: str) -> None:
         for path in earlier.values():
             try:
                 result = read_result(path)
-            except (StoreError, OSError):
+            except (StoreError, FileNotFoundError):
                 continue  # not a result of ours: nothing to reuse
             for variant in variants_of_key.pop(result.key, ()):
                 if variant == result.variant:

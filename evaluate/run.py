@@ -19,11 +19,11 @@ from evaluate.results import make_result, write_result
 from evaluate.reuse import remove_outdated, take_earlier, without_result
 from evaluate.set_up import set_up
 from language_model.config import LanguageModelConfig
-from store.atomic import replace_folder
 from store.cache.manifest import load_manifest
 from store.files.open import Place, open_files
 from store.lease import exclusive_lock
 from store.record import Record
+from store.replace import check_target, replace_folder
 from store.sae.artefact import SAECard, load_sae
 
 
@@ -57,6 +57,7 @@ def run(
     settings: Record = getattr(config, benchmark)
     own = scratch / benchmark
     with exclusive_lock(own):
+        check_target(output, own)
         finished = own / "finished"
         finished.mkdir(exist_ok=True)
         files = open_files(cache)

@@ -14,7 +14,6 @@ from harvest.estimate import check_free_space
 from harvest.inputs import open_inputs
 from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, packed_windows
 from language_model.config import LanguageModelConfig
-from store.atomic import replace_folder
 from store.cache.manifest import Manifest, parse_manifest
 from store.cache.paths import MANIFEST_FILE
 from store.cache.spec import CacheSpec, spec_difference
@@ -23,6 +22,7 @@ from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
 from store.identity import how_identified
 from store.lease import exclusive_lock
+from store.replace import assembly_folder, check_target, replace_folder
 from store.write.writer import CacheWriter
 
 
@@ -31,15 +31,17 @@ def run(
 ) -> Manifest:
     """Makes `output` the activation cache of `config`; with `reuse`, shards of earlier outputs are reused.
 
-    Works in a folder of its own below `scratch`, which a killed run leaves for the next one; `output` stays as it is
-    until the cache is complete. Raises ValueError (with what to do) for a model, text or setting that cannot be used,
-    and `Busy` while another harvest runs.
+    Works in a folder of its own below `scratch`, or on the file system of `output` where that is another one; a killed
+    run leaves it for the next one. `output` stays as it is until the cache is complete. Raises ValueError (with what to
+    do) for a model, text or setting that cannot be used, and `Busy` while another harvest runs.
     """
     inputs = open_inputs(config, model)
     spec = inputs.spec
-    with exclusive_lock(scratch) as lease:
+    place = assembly_folder(output, scratch)  # a cache is too large to be copied at the end
+    with exclusive_lock(place) as lease:
+        check_target(output, place)
         same_spec = f"activations-{spec.digest[:16]}"  # scratch folders of this spec, whatever the number of rows
-        own = scratch / f"{same_spec}-{config.num_sequences}-{config.num_held_out_sequences}"
+        own = place / f"{same_spec}-{config.num_sequences}-{config.num_held_out_sequences}"
         with CacheWriter(
             own / "cache",
             spec,
@@ -49,7 +51,7 @@ def run(
             lease=lease,
         ) as writer:
             if reuse:
-                _reuse_shards(writer, output, interrupted=sorted(scratch.glob(f"{same_spec}-*/cache")))
+                _reuse_shards(writer, output, interrupted=sorted(place.glob(f"{same_spec}-*/cache")))
             missing = missing_shards(writer)
             num_shards = sum(map(writer.num_shards, SPLITS))
             if len(missing) < num_shards:
@@ -68,8 +70,10 @@ def run(
             manifest = writer.finish()
         lease.check()
         replace_folder(own / "cache", output)
-        for finished in scratch.glob(f"{same_spec}-*"):
+        for finished in place.glob(f"{same_spec}-*"):
             shutil.rmtree(finished)
+    if place != scratch:
+        shutil.rmtree(place, ignore_errors=True)
     return manifest
 
 

@@ -4,6 +4,7 @@ Every source yields (name, text) in a fixed order, and tells its lineage: what h
 A document may be empty (it adds no tokens); a file without any document is an error.
 """
 
+import codecs
 import json
 import platform
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ import pyarrow
 import pyarrow.parquet
 from pydantic import JsonValue
 
-from harvest.config import FilesText, HubText, StandardLibraryText
+from harvest.config import TEXT_SUFFIX, FilesText, HubText, StandardLibraryText
 from language_model import standard_library
 from store.atomic import file_sha256
+from store.machine import explain
 
 PARQUET_BATCH_ROWS = 1024
 
@@ -65,7 +67,10 @@ def _open_files(paths: list[Path], column: str | None) -> TextSource:
             raise BadText(f"expected a text file at {path}, found {what}. Correct harvest.text.paths")
         if path.stat().st_size == 0:
             raise BadText(f"expected text in {path}, found an empty file. Fill it or remove it from harvest.text.paths")
-        files.append({"name": path.name, "sha256": file_sha256(path)})
+        # A byte order mark was a token in caches of earlier versions, which must not be taken for these.
+        marked = path.suffix == TEXT_SUFFIX and _has_mark(path)
+        mark: dict[str, JsonValue] = {"byte_order_mark": "left out"} if marked else {}
+        files.append({"name": path.name, "sha256": file_sha256(path), **mark})
 
     def documents() -> Iterator[tuple[str, str]]:
         for path in paths:
@@ -76,7 +81,7 @@ def _open_files(paths: list[Path], column: str | None) -> TextSource:
 
 def _file_documents(path: Path, column: str | None) -> Iterator[tuple[str, str]]:
     if path.suffix == ".txt":
-        yield path.name, _decoded(path.read_bytes(), where=str(path))
+        yield path.name, _decoded(path.read_bytes().removeprefix(codecs.BOM_UTF8), where=str(path))
         return
     assert column is not None, "the config requires a column for .jsonl and .parquet files"
     if path.suffix == ".jsonl":
@@ -89,6 +94,8 @@ def _jsonl_documents(path: Path, column: str) -> Iterator[tuple[str, str]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 record = json.loads(_decoded(line.rstrip(b"\r\n"), where=where))
             except (json.JSONDecodeError, RecursionError) as error:
@@ -111,6 +118,8 @@ def _parquet_documents(path: Path, column: str) -> Iterator[tuple[str, str]]:
                     text = _column_text({column: value.as_py()}, column, where=f"{path}, row {number}")
                     yield f"{path.name}:{number}", text
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine; pyarrow's own have no number
+            raise explain(error, f"read {path}") from error
         raise BadText(f"expected a Parquet file with UTF-8 text at {path}, got: {error}. Make it again") from error
     if number == 0:
         raise BadText(f"expected rows in {path}, found none. Remove it from harvest.text.paths")
@@ -171,6 +180,12 @@ def _column_text(record: dict[str, Any], column: str, *, where: str) -> str:
     except UnicodeEncodeError as error:  # JSON's \ud800 can spell half a character
         raise BadText(f"expected text in column {column!r} of {where}, found half a character. Correct it") from error
     return text
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether a text begins with UTF-8's byte order mark, as some editors and spreadsheets write; it is no text."""
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 def _decoded(data: bytes, *, where: str) -> str:

@@ -32,6 +32,7 @@ from language_model.special_tokens import special_tokens
 from language_model.structure import ATTENTION, check_loading, check_structure_once, load_config, quiet_loading
 from language_model.tokenizer import transformers_tokenizer
 from store.identity import ModelIdentity
+from store.machine import explain, is_of_this_machine
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,8 @@ def resolve(name: str, revision: str | None) -> Path:
     except HFValidationError as error:
         raise _unavailable(name, "that is not a valid hub id") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and is_of_this_machine(error):  # such as a full disk
+            raise explain(error, f"fetch the language model {name!r}") from error
         raise _unavailable(name, f"the hub could not be reached ({type(error).__name__})") from error
 
 

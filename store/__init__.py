@@ -4,7 +4,9 @@ record.py       frozen records and their digests
 record_file.py  records as files that hold their own digest
 identity.py     which language model it was; small checked types
 errors.py       what can be wrong with our files
-atomic.py       files whole or not at all, folders swapped by renames
+machine.py      errors of the machine, which are no damage, and what to do about them
+atomic.py       files whole or not at all
+replace.py      folders replaced as a whole, across file systems and on mount points
 lease.py        one writer per folder, on one machine or many
 process.py      which machine this is, and when a process of it started
 codec/          bytes of a chunk: the plane split and the other codecs

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, and folders that are replaced by renames."""
+"""Files that appear whole or not at all."""
 
+import errno
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from store.errors import StoreError
+from store.machine import explain
 from store.record import plain
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -49,16 +51,11 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], *, token: str =
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise could_not_write(path, error) from error
+        raise explain(error, f"write {path}") from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return nbytes, hasher.hexdigest()
-
-
-def could_not_write(what: Path | str, error: OSError) -> OSError:
-    """The error to raise when writing `what` failed with `error`: names it and says what to do."""
-    return OSError(error.errno, f"could not write {what}: {error.strerror}. Free some space or choose another folder")
 
 
 def _write_whole(file: io.FileIO, part: bytes | memoryview) -> int:
@@ -101,10 +98,13 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` durable."""
+    """Makes renames inside `folder` durable, where its file system can do that for folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -120,26 +120,18 @@ def link_or_copy(source: Path, target: Path, *, token: str = "") -> None:
 
     `token` is as in `write_parts`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_neighbour(target, token=token)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source.resolve(), temporary)
-        except OSError:
+        except OSError:  # another file system, one without links, or a file of somebody else
             shutil.copyfile(source, temporary)
             sync_file(temporary)
         temporary.replace(target)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise explain(error, f"link or copy {source} to {target}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Puts the folder `source` in the place of `target`, which is removed. A crash leaves one of them whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    sync_folder(target.parent)
-    for leftover in target.parent.glob(f".{target.name}.*.old"):  # of this swap, and of earlier ones that were killed
-        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What can be wrong with our files. Each error says what was expected, what was found, where, and what to do."""
+"""What can be wrong with our files, or with the machine. An error says what was expected, found, where, what to do."""
 
 
 class StoreError(ValueError):
@@ -27,3 +27,10 @@ class Unreachable(StoreError):
 
 class LostLease(StoreError):
     """Another process took over the folder that this one was writing to."""
+
+
+class MachineError(OSError):
+    """What this machine could not do, and what to do about it. It says nothing about the bytes of any file."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)

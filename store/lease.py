@@ -28,9 +28,9 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from store.atomic import could_not_write
 from store.errors import Busy, LostLease
-from store.process import machine_name, start_time
+from store.machine import explain, explained
+from store.process import is_running, machine_name, start_time
 from store.record import Record
 
 LEASE_SECONDS: Final = 60.0
@@ -125,8 +125,9 @@ def acquire(folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
     Raises:
         Busy: another process holds it; says which, since when, and what to do.
     """
-    (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
-    found = _current(folder)
+    with explained(f"write to {folder / _FOLDER}"):
+        (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+        found = _current(folder)
     if found is not None and not _is_free(found):
         raise _busy(folder, found)
     record = _own_record(lease_seconds)
@@ -137,7 +138,7 @@ def acquire(folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
         draft.write_text(record.model_dump_json())
         won = _link(draft, path)
     except OSError as error:
-        raise could_not_write(path, error) from error
+        raise explain(error, f"write {path}") from error
     finally:
         draft.unlink(missing_ok=True)
     numbers = _numbers(folder)
@@ -227,7 +228,7 @@ def _is_dead(record: LeaseRecord) -> bool:
     """Whether the holder ran on this machine and runs no more."""
     if not record.machine or record.machine != machine_name():
         return False
-    return start_time(record.process) != record.started
+    return not is_running(record.process, started=record.started)
 
 
 def _own_record(lease_seconds: float) -> LeaseRecord:
@@ -249,9 +250,15 @@ def _link(draft: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without links
+        text = draft.read_bytes()
         try:
             with path.open("xb") as file:
-                file.write(draft.read_bytes())
+                try:
+                    file.write(text)
+                    file.flush()
+                except OSError:  # a full disk: half a lease would keep everybody out for a while
+                    path.unlink(missing_ok=True)
+                    raise
         except FileExistsError:
             return False
     return True

@@ -21,3 +21,18 @@ def start_time(process: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def is_running(process: int, *, started: str) -> bool:
+    """Whether a process of this machine that started then is still there, whoever owns it."""
+    if not Path(f"/proc/{process}").exists():  # there is none, or /proc does not show those of other users (hidepid)
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+    try:
+        return start_time(process) == started
+    except PermissionError:  # as above
+        return True

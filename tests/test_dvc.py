@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests.miniature import shrink, write_text
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,11 +26,7 @@ class Study:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         shutil.copytree(model, folder / "tiny")
-        words = ["the", "store", "keeps", "shards", "of", "rows", "and", "the", "reader", "maps", "them"]
-        documents = (" ".join(words[(i * j) % len(words)] for j in range(1, 40)) for i in range(400))
-        (folder / "text.jsonl").write_text(
-            "".join(f'{{"text": "{number} {text}"}}\n' for number, text in enumerate(documents))
-        )
+        write_text(folder)
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DVC_GLOBAL_CONFIG_DIR": str(folder.parent / "dvc-global"),
@@ -41,7 +39,7 @@ class Study:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        self.edit(self._shrink)
+        self.edit(shrink)
         self.shell("git", "init", "-q")
         self.shell("git", "add", "-A")
         self.shell("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "study")
@@ -67,28 +65,6 @@ class Study:
     def files(self, output: str) -> dict[str, bytes]:
         folder = self.folder / output
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-    @staticmethod
-    def _shrink(params: dict) -> None:  # type: ignore[type-arg]
-        profile = params["profiles"]["embedded"]
-        profile["language_model"]["name"] = "./tiny"
-        profile["harvest"] |= {
-            "text": {"kind": "files", "paths": ["text.jsonl"], "column": "text"},
-            "hooks": ["blocks.1.hook_resid_post"],
-            "num_rows": 1500,
-            "num_held_out_sequences": 8,
-            "held_out_fraction": 0.1,
-            "context_length": 16,
-            "forward_batch_sequences": 4,
-            "sequences_per_chunk": 4,
-            "chunks_per_shard": 8,
-        }
-        profile["train"] |= {"hook": "blocks.1.hook_resid_post", "d_sae": 48, "batch_rows": 64, "pool_bytes": 100000}
-        profile["evaluate"]["core"] |= {
-            "num_reconstruction_sequences": 8,
-            "num_sparsity_sequences": 8,
-            "batch_sequences": 4,
-        }
 
 
 def _change_three(params: dict) -> None:  # type: ignore[type-arg]

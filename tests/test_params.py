@@ -1,5 +1,6 @@
 """Every mistake that a newcomer can make in params.yaml has one clear message, before anything is removed."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,19 @@ from pipeline import main
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 GRIDS = (("a", "baseline"), ("b", "fixed-1"))
 FIXED_1 = "{kind: fixed, value: 1.0}"
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "a b", "a[0]"])
+def test_a_profile_that_dvc_would_read_as_a_path_is_refused(tmp_path: Path, name: str) -> None:
+    text = PARAMS.read_text().replace("profile: embedded", f"profile: {name}", 1)
+    (tmp_path / "params.yaml").write_text(text.replace("\n  embedded:", f"\n  {name}:", 1))
+    renamed = {"qwen2.5": "qwen2-5", "a b": "a-b", "a[0]": "a-0-"}[name]
+    expected = (
+        f"profiles: expected names of letters, digits, - and _, got {name!r}: DVC reads a dot as a step into a record. "
+        f"Rename the profile, as to {renamed!r}"
+    )
+    with pytest.raises(ParamsError, match=re.escape(expected)):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_both_profiles_are_complete(tmp_path: Path) -> None:

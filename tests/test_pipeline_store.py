@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from language_model.load import identify
 from pipeline import main
+from store.identity import ModelIdentity
 from store.read.cache import ActivationCache
+from store.record import plain
+from tests.imports import ROOT
 from tests.store.cache_fixture import HOOKS, write_cache
 
 Capture = pytest.CaptureFixture[str]
@@ -76,3 +80,29 @@ def test_wrong_usage_is_exit_code_2(wrong: list[str], capsys: Capture) -> None:
         main(["store", *wrong])
     assert ended.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_sample_spells_tokens_of_a_local_checkpoint(
+    tiny_model_folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = identify(tiny_model_folder, str(tiny_model_folder), None)
+    spec = {**plain(model), "d_model": 48, "vocab_size": 100}
+    folder = write_cache(tmp_path / "cache", model=ModelIdentity(**spec))
+    command = ["store", "sample", str(folder), "-n", "1"]
+    monkeypatch.chdir(tmp_path)
+
+    assert main(command) == 0
+    assert "'" not in capsys.readouterr().out  # numbers: nothing here says where the checkpoint is
+    assert main([*command, "--model", str(tiny_model_folder)]) == 0
+    spelled = capsys.readouterr().out.splitlines()[-1]
+    assert "'" in spelled
+
+    params = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(params.replace("name: embedded", f"name: {tiny_model_folder}", 1))
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == spelled
+
+    assert main([*command, "--model", "embedded"]) == 1
+    (error,) = errors_of(capsys)
+    assert "error: expected the tokenizer of the cache" in error
+    assert "Name the language model that the cache was harvested with, or leave --model out" in error

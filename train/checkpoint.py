@@ -5,6 +5,7 @@
 A file appears whole or not at all. The newest sound one counts: a damaged one is named, and the one before it used.
 """
 
+import errno
 import hashlib
 import sys
 from collections.abc import Mapping
@@ -99,11 +100,14 @@ def load_checkpoint(path: Path, *, key: str) -> tuple[CheckpointHead, dict[str, 
 
     Raises DamagedFile where the file is not what was written, MismatchedCache where it belongs to another training.
     """
+    path.open("rb").close()  # safetensors says of a file that it may not open that it is not there
     try:
         with safe_open(path, framework="pt") as file:
             head = CheckpointHead.model_validate_json((file.metadata() or {}).get("head", ""))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except (SafetensorError, ValidationError) as error:
+        if "os error" in str(error):  # as its part written in Rust says of the machine
+            raise OSError(errno.EIO, f"could not read {path}: {error}. Check the disk and the memory") from error
         reason = str(error).splitlines()[0]
         raise DamagedFile(f"expected a training checkpoint in {path}, found something else ({reason})") from error
     if head.key != key:

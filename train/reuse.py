@@ -53,7 +53,7 @@ def _artefacts(earlier: Iterable[Mapping[str, Path]]) -> Iterator[tuple[dict[str
 def _key_in(card: Path) -> str | None:
     try:
         found = read_json(card)
-    except (StoreError, OSError):
+    except (StoreError, FileNotFoundError):
         return None
     key = found.get("key") if isinstance(found, dict) else None
     return key if isinstance(key, str) else None
@@ -76,7 +76,7 @@ def take(files: Mapping[str, Path], variant: ResolvedVariant, folder: Path) -> b
             write_json(folder / SAELENS_FILE, config)
             write_json(folder / CARD_FILE, {**card, "name": variant.name})
         load_sae(folder)
-    except (StoreError, OSError, LookupError, TypeError) as error:
+    except (StoreError, FileNotFoundError, LookupError, TypeError) as error:
         print(f"train: {variant.name} of an earlier run cannot be reused ({error})", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         return False

@@ -12,13 +12,14 @@ from compute.cluster import connect, workers_of
 from compute.code_version import tell_if_edited
 from compute.device import product_dtype
 from compute.memory import default_budget
-from store.atomic import read_json, replace_folder, write_json
+from store.atomic import read_json, write_json
 from store.cache.manifest import Manifest
 from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
 from store.files.open import CachePlace, place_of
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
+from store.replace import check_target, replace_folder
 from store.sae.artefact import load_card
 from train.checkpoint import checkpoints_in
 from train.config import (
@@ -97,6 +98,7 @@ def run(
     for variant in resolved:
         _check_variant(variant, d_model=manifest.spec.model.d_model)
     with exclusive_lock(scratch):
+        check_target(output, scratch, nbytes=_weights_nbytes(resolved, d_model=manifest.spec.model.d_model))
         assembly = scratch / "models"
         shutil.rmtree(assembly, ignore_errors=True)
         assembly.mkdir(parents=True)
@@ -115,6 +117,11 @@ def run(
             shutil.rmtree(done_with, ignore_errors=True)
         (scratch / PLAN_FILE).unlink(missing_ok=True)
     return diverged
+
+
+def _weights_nbytes(variants: Sequence[ResolvedVariant], *, d_model: int) -> int:
+    """Of the encoders and decoders, which are nearly all that the output takes."""
+    return sum(2 * 4 * d_model * variant.settings.d_sae for variant in variants)
 
 
 def _check_variant(variant: ResolvedVariant, *, d_model: int) -> None:
@@ -225,7 +232,7 @@ def _kept_plan(
     """
     try:
         tasks = read_json(scratch / PLAN_FILE)
-    except (OSError, StoreError):
+    except (FileNotFoundError, StoreError):
         return None
     by_key = {variant.key: variant for variant in missing}
     left = [task for task in tasks if any(key in by_key for group in task for key in group)]

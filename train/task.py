@@ -13,7 +13,6 @@ import torch
 
 from compute.software import Software, software_here
 from compute.stop import stop_on_signals
-from store.atomic import replace_folder
 from store.cache.manifest import Manifest
 from store.errors import MismatchedCache
 from store.files.open import CachePlace
@@ -22,6 +21,7 @@ from store.read.batches import Position
 from store.read.cache import ActivationCache
 from store.read.device import DeviceBatches
 from store.record import digest
+from store.replace import replace_folder
 from train.artefacts import save_group
 from train.config import TrainConfig
 from train.group import make_group

@@ -8,14 +8,14 @@ neighbours on disk come from different sequences; a shuffle pool of consecutive 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from store.cache.split import SPLITS, Split
 from store.codec.bf16_planes import Numbers
+from store.codec.compiled import compiled
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _splitmix64(x: np.uint64) -> np.uint64:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
@@ -24,7 +24,7 @@ def _splitmix64(x: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _shuffle(state: np.uint64, items: Numbers) -> None:
     for last in range(len(items) - 1, 0, -1):
         state = state + np.uint64(0x9E3779B97F4A7C15)

@@ -19,6 +19,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from store.files.listing import files_below
+
 
 def earlier_outputs(output: str) -> Iterator[dict[str, Path]]:
     """Yields versions of a folder that is a DVC output, newest first, each as {relative path: file to read}.
@@ -46,7 +48,7 @@ def earlier_outputs(output: str) -> Iterator[dict[str, Path]]:
 
 def files_in(folder: Path) -> dict[str, Path]:
     """The files below a folder by relative path; none where there is no such folder."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path for path in sorted(files_below(folder))}
 
 
 def _cache_folder() -> Path | None:
@@ -57,7 +59,7 @@ def _cache_folder() -> Path | None:
         found = subprocess.run(
             [sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, timeout=60, check=True
         )
-    except (OSError, subprocess.SubprocessError):
+    except subprocess.SubprocessError:
         return None
     folder = Path(found.stdout.strip())
     return folder if folder.is_dir() else None
@@ -86,7 +88,7 @@ def _version_files(cache: Path, md5: str) -> dict[str, Path]:
     """The files of a directory version that are in the cache; a partly fetched version gives those it has."""
     try:
         entries = json.loads((cache / "files" / "md5" / md5[:2] / md5[2:]).read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return {}
     files = {}
     for entry in entries if isinstance(entries, list) else ():
@@ -101,11 +103,16 @@ def _version_files(cache: Path, md5: str) -> dict[str, Path]:
 
 def _load_yaml(path: Path) -> dict[str, object]:
     try:
-        loaded = YAML(typ="safe", pure=True).load(path.read_text())
-    except (OSError, UnicodeDecodeError, YAMLError):
+        loaded = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, YAMLError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
 
+
+_OF_THIS_MACHINE = (
+    errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.EROFS,
+)  # fmt: skip
+"""What copying a file fails with here, and not at a remote."""
 
 FetchFile = Callable[[str, Path], bool]
 """Copies the remote's version of a file of an output, by relative path, to a place; False where there is none."""
@@ -156,8 +163,10 @@ def remote_files(output: str) -> Iterator[FetchFile]:
                     file.flush()
                     os.fsync(file.fileno())
             except (DvcException, DataIndexDirError, OSError) as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
                     raise
+                if not isinstance(error, FileNotFoundError):
+                    print(f"found no {output}/{name} in DVC's remote: {error}", file=sys.stderr)
                 return False
             return True
 

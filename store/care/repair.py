@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from store.atomic import file_sha256, link_or_copy, replace_folder
+from store.atomic import file_sha256, link_or_copy
 from store.cache.manifest import Manifest, Origin, load_manifest, parse_manifest
 from store.cache.paths import MANIFEST_FILE, split_folder
 from store.cache.split import SPLITS
@@ -15,6 +15,7 @@ from store.care.verify import find_problems, unlisted_files
 from store.errors import DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import Lease, exclusive_lock
 from store.record_file import write_record_file
+from store.replace import check_target, replace_folder
 
 HarvestAgain = Callable[[Manifest, Path, Lease], None]
 """Makes the cache of a manifest in a folder: whole shards are reused, the others harvested again."""
@@ -60,9 +61,11 @@ def repair(
 
     Raises:
         StoreError: something could not be repaired; what could be is in place.
+        MachineError: a file could not be read or written here and now. It is no damage: nothing is repaired for it.
         Busy: another repair runs.
     """
     with exclusive_lock(scratch) as lease, remote_files(output) as fetch:
+        check_target(folder, scratch)
         done = Repaired()
         manifest = _manifest(folder, output, fetch, scratch=scratch, done=done)
         found = find_problems(folder, manifest, full=True, num_threads=num_threads)
@@ -102,7 +105,7 @@ def _manifest(folder: Path, output: str, fetch: FetchFile, *, scratch: Path, don
     for source, candidate in _manifest_candidates(output, fetch, scratch=scratch):
         try:
             manifest = parse_manifest(candidate.read_bytes(), where=str(candidate))
-        except (StoreError, OSError):
+        except (StoreError, FileNotFoundError):
             continue
         link_or_copy(candidate, path)
         done.problems[MANIFEST_FILE] = str(damage)

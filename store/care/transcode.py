@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from store.atomic import sync_folder
 from store.cache.manifest import Manifest, Origin, ShardRecord, load_manifest
 from store.cache.paths import MANIFEST_FILE, shard_record_path
 from store.cache.spec import CacheSpec
@@ -20,6 +19,7 @@ from store.errors import DamagedFile, StoreError
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
 from store.record_file import read_record_file, write_record_file
+from store.replace import assembly_folder, check_target, is_vacant, replace_folder
 from store.write.writer import CacheWriter
 
 _MARGIN = 1.05
@@ -42,7 +42,8 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
         StoreError: the source is damaged, the destination is something else, or there is too little space.
         Busy: another export to `destination` runs.
     """
-    if destination.resolve().is_relative_to(source.resolve()):
+    destination = Path(os.path.realpath(destination))
+    if destination.is_relative_to(source.resolve()):
         raise StoreError(f"expected a folder outside the cache {source}, got {destination}. Choose another")
     cache = ActivationCache(source)
     origin = Origin(
@@ -52,9 +53,10 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
     lineage = (*cache.manifest.lineage, origin)
     if (present := _present(destination, spec, lineage)) is not None:
         return present
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    scratch = destination.with_name(f".{destination.name}.{cache.manifest.digest[:16]}-{codec}.partial")
+    beside = destination.with_name(f".{destination.name}.{cache.manifest.digest[:16]}-{codec}.partial")
+    scratch = assembly_folder(destination, beside)
     with exclusive_lock(scratch) as lease:
+        check_target(destination, scratch)
         folder = scratch / "cache"
         with CacheWriter(
             folder,
@@ -64,23 +66,22 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
             num_threads=num_threads,
             lease=lease,
         ) as writer:
-            _copy_missing(cache, writer, source=source, folder=destination.parent)
+            _copy_missing(cache, writer, source=source, folder=scratch)
             manifest = writer.finish().model_copy(update={"lineage": lineage})
         lease.check()
         write_record_file(folder / MANIFEST_FILE, manifest)
         _check_equal(cache, folder, num_threads=num_threads)
         lease.check()
-        folder.rename(destination)  # replaces an empty folder, and nothing else
-        sync_folder(destination.parent)
+        if not is_vacant(destination):
+            raise StoreError(f"expected {destination} to stay empty, found something. Move it away and export again")
+        replace_folder(folder, destination)
     shutil.rmtree(scratch)
     return manifest
 
 
 def _present(destination: Path, spec: CacheSpec, lineage: tuple[Origin, ...]) -> Manifest | None:
     """The manifest of an earlier result of this export; None where nothing is there, StoreError for anything else."""
-    if not destination.exists() and not destination.is_symlink():
-        return None
-    if destination.is_dir() and not any(destination.iterdir()):
+    if is_vacant(destination):
         return None
     try:
         manifest = load_manifest(destination)

@@ -1,5 +1,6 @@
 """Whether the files of a cache are still as they were written."""
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from store.cache.manifest import FileRecord, Manifest, ShardRecord, load_manifes
 from store.cache.moments import ShardSums, combine_moments
 from store.cache.paths import MANIFEST_FILE, shard_record_path
 from store.cache.split import SPLITS, Split
-from store.errors import StoreError
+from store.errors import MachineError, StoreError, Unreachable
 from store.files.open import Place, open_files
 from store.files.protocol import Files, address
+from store.machine import explain
 from store.record_file import check_record_size, parse_record_file
 
 _BLOCK_NBYTES = 4 * 2**20
+_MAX_LISTED = 10
 _METADATA = "zarr.json"
 """Files that the fast check reads too: their few bytes decide how all others are read."""
 
@@ -28,6 +31,10 @@ def verify(location: Place, *, full: bool, num_threads: int) -> list[str]:
         location: of the cache. Its manifest must be whole: a StoreError says what is wrong with it.
         full: also read every byte and compare SHA-256 digests.
         num_threads: files read at once.
+
+    Raises:
+        MachineError: some files could not be read here and now, which says nothing about their bytes.
+        Unreachable: a bucket or server did not let us read.
     """
     files = open_files(location, mode="pread")
     manifest = load_manifest(files)
@@ -38,13 +45,14 @@ def verify(location: Place, *, full: bool, num_threads: int) -> list[str]:
 def find_problems(location: Place, manifest: Manifest, *, full: bool, num_threads: int) -> dict[str, str]:
     """What is wrong with files that the manifest lists, by name: a line that names the file and what was expected.
 
-    The largest files are read first, so that no thread is left alone with one of them at the end.
+    The largest files are read first, so that no thread is left alone with one of them at the end. Raises as `verify`.
     """
     files = open_files(location, mode="pread")
     sizes = files.sizes()
     names = sorted(manifest.files, key=lambda name: (-manifest.files[name].nbytes, name))
     wanted = {name for name in names if full or name.endswith(_METADATA)}
     lock = threading.Lock()
+    unread: dict[str, OSError] = {}
     with (
         tqdm(
             total=sum(manifest.files[name].nbytes for name in wanted),
@@ -63,13 +71,34 @@ def find_problems(location: Place, manifest: Manifest, *, full: bool, num_thread
                 return _file_problem(
                     files, name, manifest.files[name], nbytes=nbytes, advance=advance if name in wanted else None
                 )
-            except (StoreError, OSError) as error:
+            except Unreachable:
+                raise
+            except StoreError as error:
                 nbytes = manifest.files[name].nbytes
                 return f"{address(files, name)}: expected {nbytes} bytes, could not be read: {error}"
+            except OSError as error:
+                unread[name] = error
+                return None
 
         found = {name: problem for name, problem in zip(names, threads.map(check, names), strict=True) if problem}
+    if unread:
+        raise _not_judged(files.location, unread, num_damaged=len(found))
     found |= _record_problems(files, manifest, skip=set(found))
     return dict(sorted(found.items()))
+
+
+def _not_judged(location: str, unread: dict[str, OSError], *, num_damaged: int) -> MachineError:
+    """The error of files that the machine would not let us read."""
+    shown = [str(explain(unread[name], f"read {name}")) for name in sorted(unread)[:_MAX_LISTED]]
+    more = len(unread) - len(shown)
+    first = next(iter(unread.values())).errno
+    lines = [
+        *shown,
+        *([f"and {more} more"] if more else []),
+        f"{len(unread)} of the files of {location} could not be read on this machine now, which is no damage: nothing "
+        f"was judged or repaired. Of those that could be read, {num_damaged} are not as they were written",
+    ]
+    return MachineError(first or errno.EIO, "\n".join(lines))
 
 
 def _file_problem(
@@ -106,6 +135,8 @@ def _record_problems(files: Files, manifest: Manifest, *, skip: set[str]) -> dic
             try:
                 check_record_size(manifest.files[name].nbytes, where=where)
                 record = parse_record_file(ShardRecord, files.read(name), where=where)
+            except Unreachable:
+                raise
             except StoreError as error:
                 problems[name] = f"{where}: {error}"
                 continue

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store.codec.cache_lines import LINE_BYTES, can_stream, fence, fetch_lines, stream_lines
+from store.codec.compiled import compiled
 from store.codec.zstd_frame import decompress_into
 from store.errors import DamagedFile
 
@@ -77,7 +78,7 @@ class Planes:
     """(d,), each channel's median exponent."""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _median_exponents(rows: Rows, order: Numbers, step: int, shift: Bytes) -> None:
     num_rows, num_channels = len(order), rows.shape[1]
     counts = np.zeros((num_channels, 256), dtype=np.uint16)
@@ -95,7 +96,7 @@ def _median_exponents(rows: Rows, order: Numbers, step: int, shift: Bytes) -> No
                 break
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _split(rows: Rows, order: Numbers, shift: Bytes, exponents: Bytes, rest: Bytes) -> None:
     start, row_nbytes = rows.ctypes.data, 2 * rows.shape[1]
     num_lines = np.intp(-(-row_nbytes // LINE_BYTES))
@@ -108,7 +109,7 @@ def _split(rows: Rows, order: Numbers, shift: Bytes, exponents: Bytes, rest: Byt
             exponents[i, c], rest[i, c] = _split_bits(np.int32(row[c]), np.int32(shift[c]))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _merge(exponents: Bytes, rest: Bytes, shift: Bytes, out: Rows, slots: Numbers) -> None:
     for i in range(len(slots)):
         row = out[slots[i]]
@@ -116,7 +117,7 @@ def _merge(exponents: Bytes, rest: Bytes, shift: Bytes, out: Rows, slots: Number
             row[c] = _merge_bits(np.int32(exponents[i, c]), np.int32(rest[i, c]), np.int32(shift[c]))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _merge_streaming(exponents: Bytes, rest: Bytes, shift: Bytes, out: Rows, slots: Numbers) -> None:
     num_channels = exponents.shape[1]
     row = np.empty(num_channels, dtype=np.uint16)

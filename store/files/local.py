@@ -1,21 +1,34 @@
-"""The files of a cache in a folder, mapped into memory or read by position."""
+"""The files of a cache in a folder, mapped into memory or read by position.
 
+Files are held open so that a range costs no opening. How many depends on the process's limit: a map counts as an open
+file, too. When the limit is reached all the same, because others in the process have files open, all that are held by
+any folder of this process are closed, and the file is opened once more.
+"""
+
+import errno
 import mmap
 import os
+import resource
 import threading
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import DamagedFile, IncompleteCache, StoreError
+from store.errors import DamagedFile, IncompleteCache, MachineError
+from store.files.listing import files_below
 from store.files.protocol import check_range, checked_name, short_file
-
-_MAX_OPEN = 256  # files held open at once, far below the usual limit of 1024 for a process
+from store.machine import explain
 
 Mode = Literal["mmap", "pread"]
+Result = TypeVar("Result")
+
+_SHARE = 4  # of the files that the process may have open, one of so many: a training reads one cache, an export two
+_MAX_OPEN = 4096  # where the limit is far higher; a process may have 65,530 maps
 
 
 class LocalFiles:
@@ -35,28 +48,24 @@ class LocalFiles:
         self._mode = mode
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Mapped | _Descriptor] = OrderedDict()
+        with _ALL_LOCK:
+            _ALL.add(self)
 
     def read(self, name: str) -> bytes:
         path = self.folder / checked_name(name)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        return _opening(path, path.read_bytes)
 
     def size(self, name: str) -> int | None:
         path = self.folder / checked_name(name)
         return path.stat().st_size if path.is_file() else None
 
     def sizes(self) -> dict[str, int]:
-        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        paths = files_below(self.folder)
         return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
 
     def open_range(self, name: str, nbytes: int, *, sha256: str | None = None) -> "_LocalRange":
         path = self.folder / checked_name(name)
-        try:
-            got = path.stat().st_size
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        got = _opening(path, lambda: path.stat().st_size)
         if got != nbytes:
             raise DamagedFile(
                 f"expected {path} to have {nbytes} bytes, got {got}. "
@@ -68,19 +77,53 @@ class LocalFiles:
         return False
 
     def _opened(self, name: str, nbytes: int) -> "_Mapped | _Descriptor":
-        """The open file of that name. At most _MAX_OPEN are kept; one in use lives on until its last view is gone."""
+        """The open file of that name, which is kept for a while; one in use lives on until its last view is gone."""
         with self._lock:
-            held = self._open.pop(name, None)
-            if held is None:
-                path = self.folder / name
-                try:
-                    held = _Mapped(path, nbytes) if self._mode == "mmap" else _Descriptor(path)
-                except OSError as error:
-                    raise _unreadable(path, error) from error
-            self._open[name] = held
-            while len(self._open) > _MAX_OPEN:
+            if (held := self._open.get(name)) is not None:
+                self._open.move_to_end(name)
+                return held
+        path = self.folder / name
+        opened = _opening(path, lambda: _Mapped(path, nbytes) if self._mode == "mmap" else _Descriptor(path))
+        with self._lock:
+            self._open[name] = opened
+            while len(self._open) > max_open():
                 self._open.popitem(last=False)
-            return held
+        return opened
+
+    def close(self) -> None:
+        """Closes the files that are held open and not in use; they are opened again when they are read."""
+        with self._lock:
+            self._open.clear()
+
+
+_ALL: "weakref.WeakSet[LocalFiles]" = weakref.WeakSet()
+_ALL_LOCK = threading.Lock()
+
+
+def max_open() -> int:
+    """Files that a folder may hold open, by the process's present limit."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MAX_OPEN if limit == resource.RLIM_INFINITY else min(max(limit // _SHARE, 1), _MAX_OPEN)
+
+
+def _opening(path: Path, action: Callable[[], Result]) -> Result:
+    """What the action gives, which opens or asks for a file; tried again with fewer files open if there are too many.
+
+    Raises IncompleteCache where there is no such file, and MachineError where the machine does not let us have it.
+    """
+    try:
+        return action()
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise _unreadable(path, error) from error
+    with _ALL_LOCK:
+        everyone = list(_ALL)
+    for files in everyone:
+        files.close()
+    try:
+        return action()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 class _LocalRange:
@@ -103,6 +146,7 @@ class _Mapped:
             got = os.fstat(file.fileno()).st_size
             if got < nbytes:
                 raise DamagedFile(f"expected {path} to have {nbytes} bytes, got {got}: it was cut short since opening")
+            # Keeps a descriptor of its own as long as the map is there.
             self._bytes = np.frombuffer(mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_READ), dtype=np.uint8)
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
@@ -134,10 +178,10 @@ class _Descriptor:
         return out
 
 
-def _unreadable(path: Path, error: OSError) -> StoreError:
+def _unreadable(path: Path, error: OSError) -> IncompleteCache | MachineError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return IncompleteCache(
             f"expected the file {path}, found none: the cache is not finished or only partly there. "
             "Run `dvc checkout` or `dvc pull` to restore it, or `dvc repro harvest` to finish it"
         )
-    return StoreError(f"could not read {path}: {error.strerror}. Check its permissions and its disk")
+    return explain(error, f"read {path}")

@@ -6,6 +6,7 @@ models/<variant>/card.json                 lineage, settings, final metrics
 models/<variant>/log.jsonl                 the training record, a line per logged step
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import safetensors
 import torch
 from pydantic import JsonValue
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from store.atomic import file_sha256, write_bytes, write_json
@@ -114,14 +115,16 @@ def load_sae(folder: Path) -> tuple[SAEWeights, SAECard]:
     """Reads an artefact and checks its bytes, shapes and values against the card."""
     card = load_card(folder)
     path = folder / WEIGHTS_FILE
-    got = file_sha256(path) if path.is_file() else "no file"
+    # Read once, and not by safetensors, to which a file that it may not open is one that is not there.
+    data = path.read_bytes() if path.is_file() else b""
+    got = hashlib.sha256(data).hexdigest() if path.is_file() else "no file"
     if got != card.weights_sha256:
         raise DamagedFile(
             f"expected {path} with SHA-256 {card.weights_sha256}, got {got}. "
             "Remove the folder and run `dvc checkout models`, or train again"
         )
     try:
-        tensors = load_file(path)
+        tensors = load(data)
     except safetensors.SafetensorError as error:
         raise DamagedFile(f"expected safetensors in {path}: {error}. Train again") from error
     _check_weights(tensors, card.form, card.d_model, card.d_sae, folder)
@@ -134,8 +137,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """The training record, one dictionary per logged step."""
     path = folder / LOG_FILE
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (FileNotFoundError, ValueError) as error:
         raise StoreError(f"expected JSON lines in {path}: {error}. Train again, or pull the file again") from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.atomic import clear_leftovers, could_not_write, file_sha256, link_or_copy, sync_file, write_parts
+from store.atomic import clear_leftovers, file_sha256, link_or_copy, sync_file, write_parts
 from store.cache.manifest import FORMAT, FileRecord, Manifest, ShardRecord
 from store.cache.moments import ShardSums, combine_moments
 from store.cache.order import disk_order
@@ -22,7 +22,9 @@ from store.codec.bf16_planes import Numbers, Rows, check_rows
 from store.codec.checksum import crc32c
 from store.codec.registry import Parts
 from store.errors import StoreError
+from store.files.listing import files_below
 from store.lease import Lease
+from store.machine import explain, explained
 from store.record_file import read_record_file, write_record_file
 from store.write.encoder import ShardPipeline
 
@@ -98,15 +100,19 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
 
         Args:
             files: by path relative to that cache. A shard that is incomplete, damaged or of another spec is left out.
+
+        Raises:
+            MachineError: a file could not be read here and now, which is no damage.
         """
         missing = [(split, shard) for split in SPLITS for shard in self.missing_shards(split)]
-        return [(split, shard) for split, shard in missing if self._reuse_shard(shard, split, files)]
+        with explained("reuse a shard of an earlier cache (--no-reuse does without)"):
+            return [(split, shard) for split, shard in missing if self._reuse_shard(shard, split, files)]
 
     def _reuse_shard(self, shard: int, split: Split, files: Mapping[str, Path]) -> bool:
         path = files.get(shard_record_path(shard, split))
         try:
             record = read_record_file(ShardRecord, path) if path is not None else None
-        except (StoreError, OSError):
+        except (StoreError, FileNotFoundError):
             return False
         if record is None or not self._fits(record, shard, split):
             return False
@@ -176,14 +182,14 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
         try:
             others = write_metadata(self.folder, self.spec, {split: self._split_sequences(split) for split in SPLITS})
         except OSError as error:  # zarr's error names no file
-            raise could_not_write(f"the zarr.json files below {self.folder}", error) from error
+            raise explain(error, f"write the zarr.json files below {self.folder}") from error
         others += [shard_record_path(shard, split) for split in SPLITS for shard in range(self.num_shards(split))]
         for name in others:
             path = self.folder / name
             sync_file(path)
             files[name] = FileRecord(nbytes=path.stat().st_size, sha256=file_sha256(path))
-        for path in self.folder.rglob("*"):
-            if path.is_file() and path.relative_to(self.folder).as_posix() not in files:
+        for path in list(files_below(self.folder)):
+            if path.relative_to(self.folder).as_posix() not in files:
                 path.unlink()  # shards of a larger budget that was given up
         hooks = self.spec.hooks
         manifest = Manifest(

@@ -16,6 +16,7 @@ import pytest
 from harvest.config import FilesText, StandardLibraryText
 from harvest.text import BadText, open_text
 from language_model.standard_library import corpus_digest
+from store.errors import MachineError
 
 REPOSITORY = Path(__file__).parents[2]
 HUB = {
@@ -194,3 +195,42 @@ def test_a_hub_that_cannot_be_reached_is_one_plain_message(tmp_path: Path) -> No
     assert "that the hub can be reached from here" in unreachable
     # A local folder of the data set's name, which `datasets` would read without a word.
     assert "expected the hub data set 'owner/folder', but a local file or folder has that name" in folder
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name in ("plain", "marked"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "plain/a.txt", "text")
+    write(tmp_path / "marked/a.txt", "\ufefftext")
+    assert documents(tmp_path / "marked/a.txt") == documents(tmp_path / "plain/a.txt") == [("a.txt", "text")]
+    write(tmp_path / "marked/b.jsonl", '\ufeff{"t": "\ufeffone"}\n{"t": "two"}\n')
+    assert documents(tmp_path / "marked/b.jsonl", column="t") == [("b.jsonl:1", "\ufeffone"), ("b.jsonl:2", "two")]
+    write(tmp_path / "marked/inside.txt", "one\ufefftwo")
+    assert documents(tmp_path / "marked/inside.txt") == [("inside.txt", "one\ufefftwo")]
+
+
+def test_a_cache_in_which_the_mark_was_a_token_is_another_cache(tmp_path: Path) -> None:
+    """The lineage of a text without a mark is what it was; that of one with it says that it is left out."""
+    plain, marked = write(tmp_path / "a.txt", "text"), write(tmp_path / "b.txt", "\ufefftext")
+    config = FilesText(kind="files", paths=(str(plain), str(marked)))
+    files = open_text(config).lineage["files"]
+    assert files == [
+        {"name": "a.txt", "sha256": hashlib.sha256(b"text").hexdigest()},
+        {
+            "name": "b.txt",
+            "sha256": hashlib.sha256(b"\xef\xbb\xbftext").hexdigest(),
+            "byte_order_mark": "left out",
+        },
+    ]
+
+
+def test_a_parquet_file_that_the_machine_does_not_open_is_not_to_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    path = write_parquet(tmp_path / "a.parquet", {"t": ["one"]})
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fail)
+    with pytest.raises(MachineError, match=r"could not read .*a\.parquet: Too many open files. Raise the limit"):
+        documents(path, column="t")

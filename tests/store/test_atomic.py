@@ -1,10 +1,10 @@
-"""Files appear whole or not at all, and folders are replaced."""
+"""Files appear whole or not at all."""
 
 from pathlib import Path
 
 import pytest
 
-from store.atomic import link_or_copy, read_json, replace_folder, write_bytes, write_json
+from store.atomic import link_or_copy, read_json, write_bytes, write_json
 from store.errors import StoreError
 from store.record import Record, digest
 
@@ -63,10 +63,3 @@ def test_a_linked_file_is_the_same_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"data")
     link_or_copy(tmp_path / "a", tmp_path / "deep/b")
     assert (tmp_path / "deep/b").stat().st_ino == (tmp_path / "a").stat().st_ino
-
-
-def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
-    for name in ("old", "new", ".old.12345678.old"):  # the last one was left by a swap that was killed
-        write_bytes(tmp_path / name / name, b"")
-    replace_folder(tmp_path / "new", tmp_path / "old")
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["old", "old/new"]

@@ -13,8 +13,9 @@ import pytest
 
 import store.lease
 from store.atomic import clear_leftovers, temporary_neighbour
-from store.errors import Busy, LostLease
+from store.errors import Busy, LostLease, MachineError
 from store.lease import acquire, exclusive_lock, read_lease
+from store.process import is_running, start_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,3 +256,56 @@ def test_leftovers_of_dead_leases_go_and_files_of_living_workers_stay(tmp_path: 
         assert {path.name for path in tmp_path.iterdir()} == {".lease", living.name, "a.b"}
         clear_leftovers(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {".lease", "a.b"}
+
+
+def test_a_living_process_of_another_user_is_not_dead_because_proc_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc mounted with hidepid shows one's own processes only, and kill(2) says of others that they are not ours."""
+    assert is_running(os.getpid(), started=start_time(os.getpid()))
+    assert not is_running(os.getpid(), started="1")
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: not str(path).startswith("/proc/") and exists(path))
+
+    def not_ours(_process: int, _signal: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", not_ours)
+    assert is_running(os.getpid(), started="whatever it was")
+
+    def none_such(_process: int, _signal: int) -> None:
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(os, "kill", none_such)
+    assert not is_running(os.getpid(), started=start_time(os.getpid()))
+
+
+def test_a_full_disk_leaves_no_half_of_a_lease_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    class Full:
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_error: object) -> None:
+            pass
+
+        def write(self, _data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    opened = Path.open
+
+    def open_full(self: Path, mode: str = "r", *arguments: object, **others: object) -> object:
+        file = opened(self, mode, *arguments, **others)  # type: ignore[arg-type, call-overload]
+        if mode == "xb":
+            file.close()
+            return Full()
+        return file
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(MachineError, match=r"could not write .*000001\.json: No space left on device. Free some space"):
+        acquire(tmp_path)
+    monkeypatch.setattr(Path, "open", opened)
+    acquire(tmp_path).release()  # at once: nobody has to wait for a lease that says nothing

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -99,3 +100,31 @@ def test_a_file_that_ends_early_leaves_the_earlier_ones(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("fault", ["too many open files", "of the machine, inside safetensors"])
+def test_a_checkpoint_that_the_machine_does_not_open_stays(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would otherwise be passed over as damaged, and removed."""
+    save(tmp_path, 5)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def inside(*_arguments: object, **_others: object) -> None:
+        raise SafetensorError("I/O error: Cannot allocate memory (os error 12)")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if fault == "too many open files":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    else:
+        monkeypatch.setattr("train.checkpoint.safe_open", inside)
+    try:
+        with pytest.raises(OSError, match=r"Too many open files|Cannot allocate memory"):
+            load_checkpoint(tmp_path / "checkpoint-000000000005.safetensors", key="k")
+        if fault != "too many open files":
+            with pytest.raises(OSError, match="Cannot allocate memory"):
+                load_newest(tmp_path, key="k")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "passed over" not in capsys.readouterr().err

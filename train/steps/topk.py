@@ -10,11 +10,12 @@ Shape suffixes: V variants, B rows, F latents. The batch is the last axis.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from store.codec.compiled import compiled
 
 THRESHOLD_RATE = 0.01
 """Rate of the running mean of the smallest activation that fired, in runs of 1000 steps or more."""
@@ -78,7 +79,7 @@ def _in_threads(work: Callable[[int, int], None], num_columns: int) -> None:
             done.result()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _keep_top_of_columns(bits_FB: NDArray[np.int32], k: int, start: int, stop: int) -> None:
     """Sets all but the k largest positive floats of the columns start to stop to 0, given as bits, in place."""
     F = bits_FB.shape[0]
@@ -97,7 +98,7 @@ def _keep_top_of_columns(bits_FB: NDArray[np.int32], k: int, start: int, stop: i
                     bits_FB[f, first + lane] = 0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _lower_bound(bits: NDArray[np.int32], k: int) -> int:
     """Bits that k of the positive floats reach, given as bits, or more where some equal the k-th; 0 where fewer are."""
     low, high = 0, _INFINITY + 1
@@ -115,7 +116,7 @@ def _lower_bound(bits: NDArray[np.int32], k: int) -> int:
     return low
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _kth_largest(bits: NDArray[np.int32], k: int) -> int:
     """Bits of the k-th largest of floats >= 0, given as bits."""
     bound = _lower_bound(bits, k)

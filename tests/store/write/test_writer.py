@@ -305,7 +305,7 @@ def test_a_disk_that_is_full_is_one_error_and_leaves_nothing_half_written(tmp_pa
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-        with pytest.raises(OSError, match=r"could not write .*c/1/0: File too large\. Free some space"):
+        with pytest.raises(OSError, match=r"could not write .*c/1/0: File too large\. Raise the limit of file sizes"):
             fill(writer, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
