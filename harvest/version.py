@@ -26,6 +26,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="dd2957eefea2689008a96cefdcc7f19bae11b87050e6df235de03465f2c0fd18",
+    code_sha256="213853ffe695aa7de45ff02b6c952d0da76ec9b2c131e133dab5a2c76de8dffe",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -39,9 +39,11 @@ SHARED = {
     "store/files": "whatever it reads is compared with checksums",
     "store/identity.py": "names and limits of fields; what is in them is part of every key",
     "store/lease.py": "who may write, not what",
+    "store/machine.py": "what errors of the machine are, in words",
     "store/process.py": "which process holds a lease",
     "store/record.py": "a change would change every key",
     "store/record_file.py": "a record that is read is the one that was written, by its digest",
+    "store/replace.py": "how folders are put in place, not what is in them",
 }
 WAIVED = {
     "harvest/version.py": SHARED
@@ -69,6 +71,7 @@ WAIVED = {
         "store/atomic.py": "how files are put in place, not what is in them",
         "store/errors.py": "words",
         "store/identity.py": "names and limits of fields",
+        "store/machine.py": "what errors of the machine are, in words",
         "store/record.py": "a change would change every key",
         "store/record_file.py": "a record that is read is the one that was written, by its digest",
         "store/sae/artefact.py": "weights are checked against the digest that is part of a result's inputs",

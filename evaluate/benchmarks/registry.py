@@ -61,7 +61,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "store/cache/outlier_rows.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="f07e9a3b8816d329f3b9423e2a59913f4a260f95bbd8fea6b53832355f4455bc",
+                code_sha256="91ab253194ae7e7b530bd93fb811584c850aa08292bac8b4be79e33a64470468",
             ),
             needs_language_model=True,
             metrics=(
