@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from command_line import parser_of
 from compute.program import run_command
-from store.codec.names import CODEC_NAMES
 
 if TYPE_CHECKING:
     from store.files.open import CachePlace
@@ -301,186 +301,21 @@ def _device(wanted: str) -> str:
     return choose_device(wanted)
 
 
-def _add_cache_flags(command: argparse.ArgumentParser) -> None:
-    """Where the activation cache is and how it is read; none of it changes a result."""
-    environment = os.environ.get
-    command.add_argument(
-        "--cache",
-        metavar="PLACE",
-        default=environment("PIPELINE_CACHE", str(ACTIVATIONS)),
-        help="activation cache: a folder, or a URL such as s3://bucket/folder (%(default)s; environment: "
-        "PIPELINE_CACHE)",
-    )
-    command.add_argument(
-        "--read-mode",
-        type=_read_mode,
-        metavar="MODE",
-        default=environment("PIPELINE_READ_MODE", "mmap"),
-        help="how a folder's files are read: mmap, or pread for network file systems (%(default)s; environment: "
-        "PIPELINE_READ_MODE)",
-    )
-    command.add_argument(
-        "--range-cache",
-        type=Path,
-        metavar="DIR",
-        default=environment("PIPELINE_RANGE_CACHE"),
-        help="keep what is read from a URL in this folder (none: keep nothing; environment: PIPELINE_RANGE_CACHE)",
-    )
-    command.add_argument(
-        "--range-cache-gib",
-        type=_positive_number,
-        metavar="GIB",
-        default=environment("PIPELINE_RANGE_CACHE_GIB", "20"),
-        help="the most that --range-cache may take (%(default)s; environment: PIPELINE_RANGE_CACHE_GIB)",
-    )
-
-
-def _add_train_flags(command: argparse.ArgumentParser) -> None:
-    """Where and how to train; none of it changes a result but in the last bits."""
-    environment = os.environ.get
-    command.add_argument(
-        "--memory-gib",
-        type=_positive_number,
-        default=environment("PIPELINE_MEMORY_GIB"),
-        help="memory that one pass over the data may take; more variants than fit are trained in further passes "
-        "(half of the machine's, 85 %% of a GPU's; environment: PIPELINE_MEMORY_GIB)",
-    )
-    command.add_argument(
-        "--scheduler",
-        default=environment("PIPELINE_SCHEDULER"),
-        help="address of a Dask scheduler whose workers train, such as tcp://host:8786; they must see this folder "
-        "under the same path, and run the same code and packages (none: train here; environment: PIPELINE_SCHEDULER)",
-    )
-    command.add_argument(
-        "--checkpoint-every-seconds",
-        type=_positive_number,
-        default=120.0,
-        help="time between checkpoints (%(default)s)",
-    )
-    command.add_argument("--keep-checkpoints", type=_positive, default=2, help="checkpoints kept (%(default)s)")
-    command.add_argument(
-        "--tensorboard",
-        metavar="DIR",
-        default=environment("PIPELINE_TENSORBOARD"),
-        help="also write TensorBoard event files here (environment: PIPELINE_TENSORBOARD)",
-    )
-    command.add_argument(
-        "--wandb",
-        metavar="PROJECT",
-        default=environment("PIPELINE_WANDB"),
-        help="also log to this Weights & Biases project (environment: PIPELINE_WANDB)",
-    )
-
-
-def _positive_number(text: str) -> float:
-    """An argument that measures something."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
-    return number
-
-
-def _read_mode(text: str) -> str:
-    """An argument that says how files are read."""
-    if text not in ("mmap", "pread"):
-        raise argparse.ArgumentTypeError(f"expected mmap or pread, got {text!r}")
-    return text
-
-
-def _positive(text: str) -> int:
-    """An argument that counts something."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    return number
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pipeline.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """All commands of this program with their flags."""
+    return parser_of(
+        (language_model, harvest, train, evaluate, report),
+        export=export,
+        store={
+            "info": store_info,
+            "verify": store_verify,
+            "repair": store_repair,
+            "export": store_export,
+            "sample": store_sample,
+        },
+        description=__doc__,
+        activations=ACTIVATIONS,
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    threads = os.cpu_count() or 1
-    for stage in (language_model, harvest, train, evaluate, report):
-        command = commands.add_parser(stage.__name__, help=stage.__doc__, description=stage.__doc__)
-        command.set_defaults(run=stage)
-        command.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (%(default)s)")
-        if stage in (harvest, train, evaluate):
-            command.add_argument(
-                "--device",
-                default=os.environ.get("PIPELINE_DEVICE", "auto"),
-                help="cpu, cuda, cuda:1 ... (auto: a GPU if there is one; environment: PIPELINE_DEVICE)",
-            )
-            command.add_argument(
-                "--no-reuse",
-                action="store_true",
-                default=os.environ.get("PIPELINE_NO_REUSE", "") not in ("", "0"),
-                help="ignore earlier outputs; an interrupted run is still continued (environment: PIPELINE_NO_REUSE=1)",
-            )
-        if stage in (train, evaluate, report):
-            _add_cache_flags(command)
-        if stage is train:
-            command.add_argument(
-                "--threads", type=_positive, default=threads, help="threads of products and decoding (%(default)s)"
-            )
-            _add_train_flags(command)
-        if stage is evaluate:
-            command.add_argument("--benchmark", help="only this one: core or geometry (default: all)")
-    command = commands.add_parser(export.__name__, help=export.__doc__, description=export.__doc__)
-    command.set_defaults(run=export)
-    command.add_argument("variants", nargs="*", metavar="VARIANT", help="names of variants (default: all)")
-    command.add_argument("--output", type=Path, default=Path("export"), help="folder to make (%(default)s)")
-    command.add_argument("--license", help="licence identifier for the card, such as mit or gemma")
-    command.add_argument("--with-diverged", action="store_true", help="also those whose training diverged")
-    _add_store_commands(commands, threads)
-    return parser
-
-
-def _add_store_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", threads: int) -> None:
-    about = "Look at, check, repair and convert an activation cache."
-    store = commands.add_parser("store", help=about, description=about)
-    inspections = store.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    actions = {
-        "info": store_info,
-        "verify": store_verify,
-        "repair": store_repair,
-        "export": store_export,
-        "sample": store_sample,
-    }
-    command = {}
-    for name, action in actions.items():
-        command[name] = inspections.add_parser(name, help=action.__doc__, description=action.__doc__)
-        command[name].set_defaults(run=action)
-        elsewhere = action in (store_info, store_verify, store_sample)
-        where = "folder of the cache, data/activations" + (", or a URL such as s3://bucket/folder" if elsewhere else "")
-        command[name].add_argument("path", type=str if elsewhere else Path, metavar="PATH", help=where)
-        if action in (store_verify, store_repair, store_export):
-            command[name].add_argument(
-                "--threads", type=_positive, default=threads, help="files checked at once (%(default)s)"
-            )
-    command["info"].add_argument("--json", action="store_true", help="print all of it as one JSON object")
-    command["verify"].add_argument("--full", action="store_true", help="read every file and compare its SHA-256")
-    repair = command["repair"]
-    repair.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings it was harvested with")
-    repair.add_argument("--device", default=os.environ.get("PIPELINE_DEVICE", "auto"), help="to harvest on (auto)")
-    repair.add_argument("--no-harvest", action="store_true", help="only restore copies, never run the language model")
-    repair.add_argument(
-        "--accept-different-bytes",
-        action="store_true",
-        help="keep shards that come out with other bytes than recorded: another cache, whose lineage says so",
-    )
-    command["export"].add_argument("destination", type=Path, metavar="DEST", help="folder to be made")
-    command["export"].add_argument("--codec", required=True, choices=CODEC_NAMES, help="how to compress")
-    sample = command["sample"]
-    sample.add_argument("-n", "--num-rows", type=_positive, default=8, help="how many rows (%(default)s)")
-    sample.add_argument("--hook", help="of which hook (the first)")
-    sample.add_argument("--seed", type=int, default=0, help="which rows (%(default)s)")
-    sample.add_argument("--model", metavar="MODEL", help="folder or name of the language model, to spell tokens")
-    sample.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings that may name it")
-    sample.add_argument("--npy", type=Path, metavar="FILE", help="also save their bit patterns as a .npy file")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

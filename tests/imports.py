@@ -63,7 +63,7 @@ def closure(starts: Iterable[Path]) -> set[Path]:
 
 def circles() -> list[list[Path]]:
     """Groups of files that import each other, directly or through others."""
-    files = [*files_of(*packages()), Path("params.py"), Path("pipeline.py")]
+    files = [*files_of(*packages()), Path("command_line.py"), Path("params.py"), Path("pipeline.py")]
     below = {path: closure(imported_files(path)) for path in files}
     groups = {frozenset([path, *(other for other in below[path] if path in below.get(other, set()))]) for path in files}
     return [sorted(group) for group in groups if len(group) > 1]
