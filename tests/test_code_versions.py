@@ -39,8 +39,10 @@ SHARED = {
     "store/files": "whatever it reads is compared with checksums",
     "store/identity.py": "names and limits of fields; what is in them is part of every key",
     "store/lease.py": "who may write, not what",
+    "store/machine.py": "words",
     "store/process.py": "which process holds a lease",
     "store/record.py": "a change would change every key",
+    "store/replace.py": "where folders are put, not what is in them",
     "store/record_file.py": "a record that is read is the one that was written, by its digest",
 }
 WAIVED = {
@@ -68,6 +70,7 @@ WAIVED = {
         "store/atomic.py": "how files are put in place, not what is in them",
         "store/errors.py": "words",
         "store/identity.py": "names and limits of fields",
+        "store/machine.py": "words",
         "store/record.py": "a change would change every key",
         "store/record_file.py": "a record that is read is the one that was written, by its digest",
         "store/sae/artefact.py": "weights are checked against the digest that is part of a result's inputs",

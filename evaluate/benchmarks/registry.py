@@ -61,7 +61,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "store/cache/outlier_rows.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="6909a6180833f031fc7f3626f3b43c2cb143aeeb3e0c5edd60b8a67b14aee8e5",
+                code_sha256="6aad17ee7986d43a98f7d0cac245a134afe2c7928e0eea13e180efc15697e470",
             ),
             needs_language_model=True,
             metrics=(
