@@ -28,7 +28,7 @@ from language_model.checkpoint import (
 )
 from language_model.families import GEMMA
 from language_model.identity import tokenizer_digest, weights_digest
-from language_model.special_tokens import special_tokens
+from language_model.special_tokens import bos_token, special_tokens
 from language_model.structure import ATTENTION, check_loading, check_structure_once, load_config, quiet_loading
 from language_model.tokenizer import transformers_tokenizer
 from store.identity import ModelIdentity
@@ -118,8 +118,9 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
     config = check_config(folder)
     headers = tensor_headers(folder)
     check_dtypes(headers)
+    bos = bos_token(folder)
     check_structure_once(folder, headers)
-    special = special_tokens(folder)
+    special_tokens(folder)
     commit = folder.name if folder.parent.name == "snapshots" else revision
     digest = weights_digest(folder)
     return ModelIdentity(
@@ -130,7 +131,7 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
         d_model=config[GEMMA.d_model],
         num_layers=config[GEMMA.num_layers],
         vocab_size=config[GEMMA.vocab_size],
-        bos_token_id=special.bos,
+        bos_token_id=bos,
     )
 
 

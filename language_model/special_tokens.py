@@ -44,7 +44,7 @@ def special_tokens(folder: Path) -> SpecialTokens:
             f"expected token ids below the vocab_size of {vocab_size} in {path}, but {folder / 'tokenizer.json'} gives "
             f"ids up to {largest}. Model and tokenizer do not belong together: fetch the model again"
         )
-    bos = _bos(folder, tokenizer)
+    bos = bos_token(folder)
     ignored = {bos}
     for name in SPECIAL_NAMES:
         stated = _stated_ids(folder, name, tokenizer)
@@ -55,11 +55,12 @@ def special_tokens(folder: Path) -> SpecialTokens:
     return SpecialTokens(bos, frozenset(ignored))
 
 
-def _bos(folder: Path, tokenizer: Tokenizer) -> int:
-    """What config.json says, which has to be one id."""
+def bos_token(folder: Path) -> int:
+    """The BOS of config.json, which has to be one id. Raises UnusableModel where it is none."""
     path = folder / "config.json"
     bos = read_object(path).get(GEMMA.bos_token_id)
     if type(bos) is not int:
+        tokenizer = load_tokenizer(folder)
         others = ", ".join(
             f"{where} names {_named(ids, tokenizer)}"
             for where, ids in _stated_ids(folder, "bos", tokenizer, with_config=False).items()

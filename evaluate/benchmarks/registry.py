@@ -61,7 +61,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "store/cache/outlier_rows.py",
                     "store/sae/weights.py",
                 ),
-                code_sha256="91ab253194ae7e7b530bd93fb811584c850aa08292bac8b4be79e33a64470468",
+                code_sha256="1715951b6643b87b52d7581c646b1eb64e10c1b1b666d297ccdabe21657204aa",
             ),
             needs_language_model=True,
             metrics=(
