@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.imports import ROOT
+from tests.imports import ROOT, packages
 
 NOBODY = 65534
-CODE = ("compute", "evaluate", "harvest", "language_model", "store", "train", "params.py", "pipeline.py")
 
 
 def as_nobody() -> list[str]:
@@ -42,7 +41,7 @@ def folder_for_all() -> Iterator[Path]:
 
 def copy_of_the_code(folder: Path) -> Path:
     """Our packages without compiled files, in a folder that nobody but its owner may write to, and not even he."""
-    for name in CODE:
+    for name in [*packages(), *(path.name for path in ROOT.glob("*.py"))]:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
