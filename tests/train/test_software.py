@@ -84,7 +84,8 @@ def test_a_worker_with_edited_code_is_refused_and_one_whose_comments_alone_diffe
 
 def test_a_worker_that_cannot_import_the_code_is_refused(train_there: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "old" / "train").mkdir(parents=True)
-    (tmp_path / "old" / "train" / "__init__.py").touch()  # hides the package, and has no task.py
+    # Hides the package. A missing file would be found in the checkout that is installed, if that is this one.
+    (tmp_path / "old" / "train" / "__init__.py").write_text("import a_package_that_is_not_here")
     message = r"expected the worker tcp://.* to run the code of .*, but it cannot: ModuleNotFoundError"
     with dask_cluster(tmp_path, code=[tmp_path / "old"]) as scheduler, pytest.raises(OtherSoftware, match=message):
         train_there(scheduler)
