@@ -35,7 +35,7 @@ def parser_of(
         if name in ("harvest", "train", "evaluate"):
             command.add_argument(
                 "--device",
-                default=os.environ.get("PIPELINE_DEVICE", "auto"),
+                default=_environment("PIPELINE_DEVICE", "auto"),
                 help="cpu, cuda, cuda:1 ... (auto: a GPU if there is one; environment: PIPELINE_DEVICE)",
             )
             command.add_argument(
@@ -84,7 +84,7 @@ def _add_store_commands(
     command["verify"].add_argument("--full", action="store_true", help="read every file and compare its SHA-256")
     repair = command["repair"]
     repair.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings it was harvested with")
-    repair.add_argument("--device", default=os.environ.get("PIPELINE_DEVICE", "auto"), help="to harvest on (auto)")
+    repair.add_argument("--device", default=_environment("PIPELINE_DEVICE", "auto"), help="to harvest on (auto)")
     repair.add_argument("--no-harvest", action="store_true", help="only restore copies, never run the language model")
     repair.add_argument(
         "--accept-different-bytes",
@@ -104,11 +104,10 @@ def _add_store_commands(
 
 def _add_cache_flags(command: argparse.ArgumentParser, activations: Path) -> None:
     """Where the activation cache is and how it is read; none of it changes a result."""
-    environment = os.environ.get
     command.add_argument(
         "--cache",
         metavar="PLACE",
-        default=environment("PIPELINE_CACHE", str(activations)),
+        default=_environment("PIPELINE_CACHE", str(activations)),
         help="activation cache: a folder, or a URL such as s3://bucket/folder (%(default)s; environment: "
         "PIPELINE_CACHE)",
     )
@@ -116,7 +115,7 @@ def _add_cache_flags(command: argparse.ArgumentParser, activations: Path) -> Non
         "--read-mode",
         type=_read_mode,
         metavar="MODE",
-        default=environment("PIPELINE_READ_MODE", "mmap"),
+        default=_environment("PIPELINE_READ_MODE", "mmap"),
         help="how a folder's files are read: mmap, or pread for network file systems (%(default)s; environment: "
         "PIPELINE_READ_MODE)",
     )
@@ -124,31 +123,30 @@ def _add_cache_flags(command: argparse.ArgumentParser, activations: Path) -> Non
         "--range-cache",
         type=Path,
         metavar="DIR",
-        default=environment("PIPELINE_RANGE_CACHE"),
+        default=_environment("PIPELINE_RANGE_CACHE"),
         help="keep what is read from a URL in this folder (none: keep nothing; environment: PIPELINE_RANGE_CACHE)",
     )
     command.add_argument(
         "--range-cache-gib",
         type=_positive_number,
         metavar="GIB",
-        default=environment("PIPELINE_RANGE_CACHE_GIB", "20"),
+        default=_environment("PIPELINE_RANGE_CACHE_GIB", "20"),
         help="the most that --range-cache may take (%(default)s; environment: PIPELINE_RANGE_CACHE_GIB)",
     )
 
 
 def _add_train_flags(command: argparse.ArgumentParser) -> None:
     """Where and how to train; none of it changes a result but in the last bits."""
-    environment = os.environ.get
     command.add_argument(
         "--memory-gib",
         type=_positive_number,
-        default=environment("PIPELINE_MEMORY_GIB"),
+        default=_environment("PIPELINE_MEMORY_GIB"),
         help="memory that one pass over the data may take; more variants than fit are trained in further passes "
         "(half of the machine's, 85 %% of a GPU's; environment: PIPELINE_MEMORY_GIB)",
     )
     command.add_argument(
         "--scheduler",
-        default=environment("PIPELINE_SCHEDULER"),
+        default=_environment("PIPELINE_SCHEDULER"),
         help="address of a Dask scheduler whose workers train, such as tcp://host:8786; they must see this folder "
         "under the same path, and run the same code and packages (none: train here; environment: PIPELINE_SCHEDULER)",
     )
@@ -162,13 +160,13 @@ def _add_train_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tensorboard",
         metavar="DIR",
-        default=environment("PIPELINE_TENSORBOARD"),
+        default=_environment("PIPELINE_TENSORBOARD"),
         help="also write TensorBoard event files here (environment: PIPELINE_TENSORBOARD)",
     )
     command.add_argument(
         "--wandb",
         metavar="PROJECT",
-        default=environment("PIPELINE_WANDB"),
+        default=_environment("PIPELINE_WANDB"),
         help="also log to this Weights & Biases project (environment: PIPELINE_WANDB)",
     )
 
@@ -197,3 +195,8 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
     return number
+
+
+def _environment(name: str, default: str | None = None) -> str | None:
+    """An environment variable; one that is empty says nothing."""
+    return os.environ.get(name) or default

@@ -146,7 +146,7 @@ def _load_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever YAML can hold
         raise ParamsError(f"{path}: line {line}: {problem}: expected every key once. Rename or remove one") from error
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ParamsError(f"{path}: line {line}: expected YAML: {error.problem}. Mend that line") from error
+        raise ParamsError(f"{path}: line {line}: expected YAML: {error.problem}. Correct that line") from error
     except YAMLError as error:
         raise ParamsError(f"{path}: expected YAML: {error}") from error
 

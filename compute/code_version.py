@@ -66,7 +66,7 @@ def code_digest(names: tuple[str, ...]) -> str:
     """SHA-256 (hex) over what the files mean to Python: comments, docstrings and layout are no part of it."""
     running = hashlib.sha256()
     for path in python_files(names):
-        running.update(f"{path.as_posix()}\n{_spelled(ast.parse((ROOT / path).read_text()))}\n".encode())
+        running.update(f"{path.as_posix()}\n{_spelled(ast.parse((ROOT / path).read_bytes()))}\n".encode())
     return running.hexdigest()
 
 

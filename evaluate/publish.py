@@ -14,6 +14,7 @@ from evaluate.compare.treatments import all_settings, shared_and_own
 from evaluate.dependencies import diverged_at
 from store.atomic import write_bytes
 from store.errors import StoreError
+from store.lease import exclusive_lock
 from store.replace import assembly_folder, check_target, is_vacant, replace_folder
 from store.sae.artefact import CARD_FILE, LOG_FILE, SAELENS_FILE, WEIGHTS_FILE, SAECard, load_sae
 
@@ -58,16 +59,20 @@ def run(
             "--with-diverged to export these as well"
         )
     place = assembly_folder(output, output.with_name(f".{output.name}.unfinished"))
-    check_target(output, place)
-    unfinished = place / "new"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for name in wanted:
-        (unfinished / name).mkdir(parents=True)
-        for file in (WEIGHTS_FILE, SAELENS_FILE, CARD_FILE, LOG_FILE):
-            shutil.copyfile(models / name / file, unfinished / name / file)
-    write_bytes(unfinished / README, readme(cards, license_id=license_id).encode())
-    replace_folder(unfinished, output)
-    shutil.rmtree(place, ignore_errors=True)
+    with exclusive_lock(place) as lease:
+        check_target(output, place)
+        unfinished = place / "new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for name in wanted:
+            (unfinished / name).mkdir(parents=True)
+            for file in (WEIGHTS_FILE, SAELENS_FILE, CARD_FILE, LOG_FILE):
+                shutil.copyfile(models / name / file, unfinished / name / file)
+        write_bytes(unfinished / README, readme(cards, license_id=license_id).encode())
+        lease.check()
+        if not is_vacant(output):
+            raise ValueError(f"expected {output} to stay empty, found files in it. Give another --output")
+        replace_folder(unfinished, output)
+        shutil.rmtree(place, ignore_errors=True)  # while it is ours: another export may wait for it
     return wanted
 
 

@@ -72,8 +72,8 @@ def run(
         replace_folder(own / "cache", output)
         for finished in place.glob(f"{same_spec}-*"):
             shutil.rmtree(finished)
-    if place != scratch:
-        shutil.rmtree(place, ignore_errors=True)
+        if place != scratch:
+            shutil.rmtree(place, ignore_errors=True)  # while it is ours
     return manifest
 
 

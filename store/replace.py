@@ -3,7 +3,8 @@
 What is replaced is the folder that a path leads to: a link to a larger disk stays a link. `<name>` is that folder's.
 
 * **By renames**, where the folder can be renamed. A new folder of another file system is copied to `.<name>.new` first.
-  Then the old folder becomes `.<name>.old`, the new one takes its name, and the old one is removed. A process that is
+  Then the old folder becomes `.<name>.old`, the new one takes its name, and the old one is removed under a third
+  name. A process that is
   killed between the two renames leaves no folder; the next run renames the old one back.
 * **Inside**, where the folder cannot be renamed: it is a mount point (EBUSY), its parent may not be written to, or it
   belongs to the image of a container (overlayfs says EXDEV). The new files are made or copied to
@@ -18,10 +19,12 @@ One process at a time may replace a folder; its stage's lease sees to that.
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 from store.atomic import sync_file, sync_folder
@@ -242,13 +245,13 @@ def _copied(source: Path, copy: Path) -> Path:
     """A durable copy of a folder of files; what is left of an earlier attempt is removed."""
     shutil.rmtree(copy, ignore_errors=True)
     try:
-        for folder, _, names in os.walk(source):
+        for folder, _, names in os.walk(source, onerror=_raise):
             made = copy / Path(folder).relative_to(source)
             made.mkdir()
             for name in names:
                 shutil.copyfile(Path(folder, name), made / name)
                 sync_file(made / name)
-        for folder, _, _ in os.walk(copy):
+        for folder, _, _ in os.walk(copy, onerror=_raise):
             sync_folder(Path(folder))
     except OSError:
         shutil.rmtree(copy, ignore_errors=True)
@@ -256,14 +259,31 @@ def _copied(source: Path, copy: Path) -> Path:
     return copy
 
 
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed is no empty folder."""
+    raise error
+
+
+def _discard(old: Path) -> None:
+    """Removes a replaced folder under a name that is never taken for it again, whenever the removal is interrupted.
+
+    What cannot be removed (a file that is open on a network file system) stays under that name and is in nobody's way.
+    """
+    removed = old.with_name(f"{old.name}.removed-{uuid.uuid4().hex[:8]}")
+    old.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
 def _repair(target: Path) -> None:
     """Finishes, or takes back, what a killed process left, and removes its leftovers."""
     leftover = re.compile(rf"\.{re.escape(target.name)}(\.[0-9a-f]{{8}})?\.old")  # versions before had a random part
     for old in [path for path in target.parent.iterdir() if leftover.fullmatch(path.name)]:
         if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _discard(old)
         else:
             old.rename(target)
+    for removed in target.parent.glob(f".{glob.escape(target.name)}.*removed-*"):
+        shutil.rmtree(removed, ignore_errors=True)
     shutil.rmtree(target.with_name(f".{target.name}.new"), ignore_errors=True)
     if target.is_dir():
         _finish(target)

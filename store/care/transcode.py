@@ -75,7 +75,7 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
         if not is_vacant(destination):
             raise StoreError(f"expected {destination} to stay empty, found something. Move it away and export again")
         replace_folder(folder, destination)
-    shutil.rmtree(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)  # while it is ours
     return manifest
 
 

@@ -62,7 +62,12 @@ def classify(error: BaseException) -> Fault:
     status = next((got for cause in chain if (got := _http_status(cause)) is not None), None)
     if "NoSuchBucket" in (_code(cause) for cause in chain):
         return "no bucket"
-    if status in (404, 410) or isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+    missing = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+    if missing and status is None and isinstance(cause := error.__cause__, driver_errors()):
+        fault = classify(cause)  # fsspec's http says so of whatever went wrong
+        if fault != "refused" or type(cause).__module__.startswith("aiohttp"):
+            return fault
+    if status in (404, 410) or (missing and status is None):
         return "missing"
     if status == 416:
         return "short"

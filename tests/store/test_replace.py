@@ -1,5 +1,6 @@
 """A folder takes the place of another: across file systems, through links, on mount points, and under kills."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from store import replace
 from store.errors import IncompleteCache, MachineError, StoreError
 from store.replace import assembly_folder, check_settled, check_target, check_writable, is_vacant, replace_folder
 from tests.faults.replace_faults import KINDS
@@ -203,3 +205,36 @@ def test_a_volume_with_nothing_but_its_own_is_vacant(tmp_path: Path) -> None:
     assert not is_vacant(tmp_path)
     assert not is_vacant(tmp_path / "file")
     assert os.listdir(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_copied_as_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source" / "inner").mkdir(parents=True)
+    (tmp_path / "source" / "inner" / "a").write_text("x")
+    scandir = os.scandir
+
+    def failing(path: object = ".") -> object:
+        if str(path).endswith("source/inner"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        replace._copied(tmp_path / "source", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_an_old_folder_whose_removal_was_interrupted_is_never_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new", "models"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *arguments, **keywords: None)  # as if killed at each of them
+        replace.replace_folder(tmp_path / "new", tmp_path / "models")
+    shutil.rmtree(tmp_path / "models")
+    replace.check_target(tmp_path / "models", tmp_path)
+    assert not (tmp_path / "models").exists()
+    assert [path.name for path in tmp_path.iterdir() if "removed" in path.name] == []

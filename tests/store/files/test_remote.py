@@ -26,6 +26,7 @@ from store.errors import DamagedFile, IncompleteCache, StoreError, Unreachable
 from store.files import remote
 from store.files.open import CachePlace, open_files
 from store.files.protocol import Files
+from store.files.remote_errors import classify
 from tests.faults.emulated_s3 import Fault, ObjectServer, Request, emulated_s3, reach
 
 ROOT = Path(__file__).parents[3]
@@ -379,3 +380,34 @@ def test_a_cache_uploaded_to_an_independent_s3_reads_the_same(
         open_files("s3://no-such-bucket/toy").read("gone")
     with pytest.raises(DamagedFile, match="which ends before the range"):
         files.open_range(SHARD, 10**9).read(10**8, 10)
+
+
+@pytest.mark.parametrize(
+    ("cause", "fault"),
+    [
+        (ConnectionRefusedError("refused"), "transient"),
+        (TimeoutError(), "transient"),
+        (PermissionError("no"), "denied"),
+        (KeyError("name"), "missing"),  # fsspec's memory
+        (FileNotFoundError("gone"), "missing"),
+        (None, "missing"),
+    ],
+)
+def test_a_file_is_missing_only_where_nothing_else_was_wrong(cause: Exception | None, fault: str) -> None:
+    """fsspec's http says FileNotFoundError for every failure, and names what it was as the cause."""
+    error = FileNotFoundError("http://host/cache/manifest.json")
+    error.__cause__ = cause
+    assert classify(error) == fault
+
+
+def test_the_size_of_a_file_on_a_server_that_is_down_is_an_error_and_not_missing(
+    bucket: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.01)
+    files = open_files(reach(bucket.endpoint).http_url)
+    assert files.size("gone.json") is None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(Unreachable, match="got none in 5 tries"):
+        open_files(f"http://127.0.0.1:{port}/cache").size(MANIFEST_FILE)
