@@ -33,7 +33,7 @@ class Settings(Record):
     sparsity_warm_up_fraction: Fraction
     """Share of the steps over which l1 (of jumprelu l0) rises linearly to its value; 0 starts at it."""
     penalty: Penalty
-    """What pushes decoder directions apart, weighted by lambda: `kind: gram | max-cosine`."""
+    """The penalty on decoder directions that are close to each other, weighted by lambda: `kind: gram | max-cosine`."""
     penalty_scale: PenaltyScale
     """`sum`: lambda multiplies P (for gram ||G - I||_F^2, the original definition). `per_latent`: it multiplies
     P / d_sae."""

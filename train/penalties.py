@@ -1,4 +1,4 @@
-"""The penalties that push decoder directions apart. A new one is a record with two methods here.
+"""The penalties on decoder directions that are close to each other. A new one is a record with two methods here.
 
 Shape suffixes: F latents, D d_model. u_f is the direction of latent f, W_dec_f / ||W_dec_f||.
 

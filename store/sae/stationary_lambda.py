@@ -18,7 +18,7 @@ LambdaState = Literal["on its curve", "on the floor", "still moving"]
 
 
 def lambda_residual(lam: float, penalty: float, *, regularizer: float) -> float:
-    """lambda * P + 2 c log(lambda): 0 on the curve, positive where lambda is pushed down."""
+    """lambda * P + 2 c log(lambda): 0 on the curve, positive where lambda falls."""
     return lam * penalty + 2.0 * regularizer * math.log(lam)
 
 
@@ -41,7 +41,7 @@ def judge_lambda(*, lam: float, penalty: float, regularizer: float, moved: float
         regularizer: c.
         moved: largest minus smallest log(lambda) over the last tenth of the run.
 
-    "on the floor": at the floor, and pushed down or held there. "on its curve": one Newton step of the stationary
+    "on the floor": at the floor, and falling or held there. "on its curve": one Newton step of the stationary
     equation, in log lambda, is at most `NEAR_CURVE`, and `moved` is at most `SETTLED`. "still moving": neither.
     """
     residual = lambda_residual(lam, penalty, regularizer=regularizer)

@@ -152,7 +152,7 @@ def test_what_is_saved_works_on_raw_rows_as_it_did_in_training_here_and_in_saele
         [resolved(architecture=kind, d_sae=F, lr=1e-2, decoder_norm=norm, batch_rows=B) for norm in ["unit"]]
     )
     for bits in batches:
-        record = group.step(bits, log=True)
+        group.step(bits)
     (trained,) = group.trained_weights()
     fields = {
         "name": "toy", "key": "k", "architecture": kind["kind"], "hook": "blocks.1.hook_resid_post",
@@ -170,12 +170,15 @@ def test_what_is_saved_works_on_raw_rows_as_it_did_in_training_here_and_in_saele
         assert torch.equal(theirs.encode(x), latents)
         assert torch.equal(theirs.decode(latents), decode(loaded, latents))
     assert (card.architecture, theirs.cfg.metadata.training_architecture) == (kind["kind"], kind["kind"])
-    # What is saved is what was trained: L0 and the share of variance explained are those of the last steps.
+    # What is saved is what was trained: the record of one more step on these rows is of the weights before its update.
+    # Kinds that select from a batch are saved with a running threshold, which keeps about as many latents.
+    record = group.step(batches[-1], log=True)
     assert record is not None
+    within = 0.25 if "batchtopk" in kind["kind"] else 1e-3
     l0 = float((latents > 0).sum(1).float().mean())
-    assert l0 == pytest.approx(float(record[0, COLUMNS.index("l0")]), rel=0.25)
+    assert l0 == pytest.approx(float(record[0, COLUMNS.index("l0")]), rel=within)
     error = (x - decode(loaded, latents)).square().sum(1).mean() * SCALE**2
-    assert float(error) == pytest.approx(float(record[0, COLUMNS.index("mse")]), rel=0.25)
+    assert float(error) == pytest.approx(float(record[0, COLUMNS.index("mse")]), rel=within)
 
 
 def test_every_number_of_a_record_is_that_of_the_plain_definition(
