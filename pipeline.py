@@ -190,6 +190,11 @@ def store_repair(arguments: argparse.Namespace) -> None:
     from store.care.repair import repair
     from store.replace import assembly_folder
 
+    if not arguments.path.is_dir():
+        raise ValueError(
+            f"expected an activation cache in {arguments.path}, found no such folder. Harvest or pull it first; one "
+            "behind a URL is repaired where it was made, and uploaded again"
+        )
     harvest_damaged = None
     if not arguments.no_harvest:
         profile = load_params(arguments.params).profile

@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder's tokenizer.json; the spelling of a special token in a text is plain text to it.
 
     Raises:
-        UnusableModel: the file is no tokenizer, or one that draws lots.
+        UnusableModel: the file is no tokenizer, or one that gives other tokens each time (dropout).
     """
     path = folder / "tokenizer.json"
     try:

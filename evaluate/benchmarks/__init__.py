@@ -1,4 +1,4 @@
-"""The benchmarks, one file each. A new one is a file here and a line in the registry.
+"""The benchmarks, one file each. A new one is a file here and an entry in the registry; CONTRIBUTING has the rest.
 
 registry.py  the benchmarks that run, and those to come
 context.py   what a benchmark is given and gives back
