@@ -64,8 +64,8 @@ def run(
 ) -> list[str]:
     """Trains the variants on the cache and puts one folder per variant into `output`, which is replaced as a whole.
 
-    A killed run continues from its last checkpoint in `scratch` and ends with the same bytes. On SIGTERM, SIGINT or SIGHUP
-    a checkpoint is written and SystemExit raised.
+    A killed run continues from its last checkpoint in `scratch` and ends with the same bytes. On SIGTERM, SIGINT or
+    SIGHUP a checkpoint is written and SystemExit raised.
 
     Args:
         config: what all variants share, and defaults.
