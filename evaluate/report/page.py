@@ -14,7 +14,6 @@ from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.shared_latents import chance_best_match, shared_latents
 from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shared_and_own, shown_in_full
-from evaluate.config import EvaluateConfig
 from evaluate.report.figures import all_figures
 from evaluate.report.findings import listed, number
 from evaluate.report.inputs import ReportInputs, gather
@@ -23,7 +22,7 @@ from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
 from store.files.open import Place
-from store.record import plain
+from store.record import Record, plain
 
 _FOLDER = Path(__file__).parent / "templates"
 QUESTION = (
@@ -33,7 +32,7 @@ QUESTION = (
 
 
 def run(
-    config: EvaluateConfig,
+    config: Record,
     *,
     variants: list[str],
     models_folder: Path,
@@ -119,8 +118,9 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         "common_settings": sorted(flat(common).items()),
         "training_facts": training_facts(inputs),
         "data_facts": data_facts(inputs),
-        "benchmarks": list(BENCHMARKS.values()),
-        "not_run": NOT_RUN_YET,
+        "benchmarks": [BENCHMARKS[name] for name in inputs.results],
+        "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
+        "planned": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
     }
 

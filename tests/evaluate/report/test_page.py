@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from evaluate.benchmarks.geometry import GeometryConfig
 from evaluate.benchmarks.registry import NOT_RUN_YET
-from evaluate.config import GeometryConfig
 from evaluate.report import page as report
 from store.care.info import summary
 from store.errors import IncompleteCache, MismatchedCache, StoreError
@@ -208,10 +208,10 @@ def test_a_result_for_other_weights_or_settings_is_called_stale(
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_the_report_needs_the_manifest_and_the_held_out_tokens_alone_in_a_folder_or_behind_a_url(
-    scheme: str, study: SimpleNamespace, cache_without_rows: Path, reported: Callable[..., Path]
+    scheme: str, study: SimpleNamespace, cache_without_training_rows: Path, reported: Callable[..., Path]
 ) -> None:
     whole = reported().read_bytes()
-    study.cache = f"{scheme}{cache_without_rows}"
+    study.cache = f"{scheme}{cache_without_training_rows}"
     assert reported(output="again").read_bytes() == whole
 
 
