@@ -9,16 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from distributed import LocalCluster
 
-from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement
+from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.core import BENCHMARK, CoreConfig, CoreSetUp
 from evaluate.benchmarks.registry import BENCHMARKS
-from evaluate.results import read_result
+from evaluate.results import read_not_run, read_result
 from evaluate.run import run
 from evaluate.task import BenchmarkFailed
 from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
+from tests.evaluate.conftest import evaluate
 
 
 @pytest.fixture
@@ -283,3 +285,39 @@ def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, eval
         read_result(path)
     evaluate_all("geometry")  # none of that is reused
     assert json.loads(path.read_text()) == result
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_benchmark_that_is_null_leaves_a_record_of_that_and_no_result(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_all("core")
+    study.config = study.config.model_copy(update={"core": None})
+    evaluate_all("core")
+    assert sorted(contents(study.results / "core")) == ["_not_run.json"]
+    assert read_not_run(study.results / "core") == NotRun(
+        "evaluate.core is null in params.yaml.", "Give it settings there to run it."
+    )
+    assert "evaluate core: not run. evaluate.core is null in params.yaml." in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_benchmark_that_cannot_run_here_says_why_and_runs_once_it_can(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = NotRun("The hub cannot be reached.", "Try again where it can.")
+    with monkeypatch.context() as patched:
+        patched.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, not_run=lambda *_: why))
+        evaluate_all("core")
+    assert read_not_run(study.results / "core") == why
+    evaluate_all("core")
+    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_workers_of_a_cluster_give_the_same_bytes(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+    evaluate_all("core")
+    here = contents(study.results / "core")
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        evaluate(study, "core", reuse=False, scheduler=cluster.scheduler_address)
+    assert contents(study.results / "core") == here
