@@ -357,7 +357,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="7ba42750997399e48e3fd7c6479e1a2fdc0fd07a9aa209c74bb6e7260ecfea88",
+        code_sha256="70d95aa99470e8b51055389a06ba4b5c6796b791c17d081ef044f7c314a832fa",
     ),
     metrics={
         "explained_variance": "higher",
@@ -378,6 +378,7 @@ BENCHMARK = Benchmark(
         "kl_div_with_ablation": "neither",
         "kl_div_score": "higher",
     },
+    headlines=("explained_variance", "ce_loss_score"),
     measures="How well the SAE reconstructs held-out activations, how sparse it is, and what the language model loses "
     "when it runs on the reconstruction (sae-bench core).",
     prepare=prepare,

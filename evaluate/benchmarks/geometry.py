@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="a94ebc8b6138c3816658cce4f072c40222bbe0bca426d4abec4eb70778b7c6b4",
+        code_sha256="a36a7054ace6d2fd43483cace8884e1f9267996445e7510e2c0b00e808ea461d",
     ),
     metrics={
         "penalty": "lower",
@@ -69,6 +69,7 @@ BENCHMARK = Benchmark(
         "largest_cosine": "lower",
         "effective_rank": "neither",
     },
+    headlines=("mean_max_cosine",),
     measures="Angles between decoder directions: pairwise cosines, the nearest other latent, the penalty P against its "
     "lower bound, effective rank.",
     measure=measure,

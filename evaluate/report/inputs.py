@@ -54,6 +54,17 @@ class ReportInputs:
             diverged=self.diverged,
         )
 
+    def standard_errors(self) -> dict[str, dict[str, float]]:
+        """Sampling errors by variant, under `<benchmark>/<metric>`, of the metrics that have one."""
+        return {
+            variant: {
+                f"{benchmark}/{metric}": error
+                for benchmark, by_variant in self.results.items()
+                for metric, error in by_variant[variant].standard_errors.items()
+            }
+            for variant in self.cards
+        }
+
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics of all benchmarks by variant, under `<benchmark>/<metric>`."""
         return {
