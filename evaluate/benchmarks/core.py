@@ -85,6 +85,7 @@ def prepare(config: CoreConfig, context: BenchmarkContext) -> CoreSetUp:
     from evaluate.upper_layers import Resumable
 
     context.held_out_cache.check_hook(context.hooks[0])
+    check_memory(config, context)
     tokens = context.held_out[: config.num_reconstruction_sequences]
     folders = {}
     for hook in context.hooks:
@@ -111,6 +112,38 @@ def prepare(config: CoreConfig, context: BenchmarkContext) -> CoreSetUp:
                 kept.finish()
             folders[hook] = kept.path
     return CoreSetUp(folders)
+
+
+def memory_needed(config: CoreConfig, context: BenchmarkContext) -> int:
+    """About how many bytes the language model needs, with the logits of a few positions at a time.
+
+    Weights in the model's number format; `LOGIT_COPIES` of logits; and for a batch what a decoder layer of usual
+    proportions holds at once: 16 numbers per channel (residual stream, attention, and an MLP four times as wide, gated)
+    and attention scores in float32, twice.
+    """
+    from evaluate.language_model_loss import LOGIT_BYTES, LOGIT_COPIES
+    from language_model.checkpoint import tensor_headers
+
+    spec = context.manifest.spec
+    itemsize = getattr(torch, spec.compute_dtype).itemsize
+    weights = sum(math.prod(header.shape) for header in tensor_headers(context.model_folder).values()) * itemsize
+    tokens = config.batch_sequences * spec.context_length
+    heads = max(1, spec.model.d_model // 128)
+    layer = tokens * (16 * spec.model.d_model * itemsize + 2 * 4 * heads * spec.context_length)
+    return weights + LOGIT_COPIES * LOGIT_BYTES + layer
+
+
+def check_memory(config: CoreConfig, context: BenchmarkContext) -> None:
+    """A ValueError where less is free than the language model needs."""
+    from compute.memory import available
+
+    needed, free = memory_needed(config, context), available(context.device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"expected {needed / 1e9:,.1f} GB of free memory on {context.device} for the language model and logits, "
+            f"got {free / 1e9:,.1f} GB. Close other programs, lower evaluate.core.batch_sequences, or use a larger "
+            "device (--device)"
+        )
 
 
 def digest_of(tokens: NDArray[np.uint32]) -> str:
@@ -357,7 +390,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="70d95aa99470e8b51055389a06ba4b5c6796b791c17d081ef044f7c314a832fa",
+        code_sha256="377eed9a4cf07559428db1f02508128aa97c532b82c397e53fa8d2795e0be225",
     ),
     metrics={
         "explained_variance": "higher",

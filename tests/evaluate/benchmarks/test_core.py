@@ -355,3 +355,15 @@ def test_the_standard_errors_are_those_of_drawing_sequences_again(
     assert 0.0 < errors["ce_loss_with_sae"] < 1.0
     # Nothing varies between sequences when every row has one and the same L0.
     assert measured(saes.identity()).standard_errors["l0"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_too_little_memory_is_said_before_the_language_model_is_loaded(
+    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    add_sae("tested", saes.random(1))
+    monkeypatch.setattr("compute.memory.available", lambda device: 10**9)
+    monkeypatch.setattr("evaluate.loaded_model.load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    # 8 tensors of 2^27 bytes of logits are 1.07 GB.
+    with pytest.raises(ValueError, match=r"expected 1\.1 GB of free memory on cpu .* got 1\.0 GB\. Close other"):
+        measure(study, "tested", context)
