@@ -24,7 +24,7 @@ from store.identity import Count, HookName, Sha256, Size
 from store.record import Record, digest, plain
 from store.record_file import check_record_size, parse_record_file
 
-FORMAT: Final = "activation-cache/2"
+FORMAT: Final = "activation-cache/3"
 MAX_CHUNK_NBYTES = 2**32
 """Of a chunk's rows before compression: a reader sets aside as much."""
 
@@ -70,7 +70,7 @@ class Origin(Record):
 class Manifest(Record):
     """The last file of a cache to be written. Without it the cache is incomplete."""
 
-    format: Literal["activation-cache/2"]
+    format: Literal["activation-cache/3"]
     spec: CacheSpec
     num_sequences: Size
     num_rows: Size

@@ -15,6 +15,8 @@ from store.cache.spec import CacheSpec
 from store.cache.split import Split
 from store.codec.bf16_planes import Numbers, Rows
 from store.codec.cache_lines import empty_rows
+from store.errors import DamagedFile
+from store.read.long_rows import RowsWithin, close_gaps, slots_above
 from store.read.shard import ShardFile
 from store.record import Record
 
@@ -27,6 +29,10 @@ class Position(Record):
 
     epoch: int = 0
     batch: int = 0
+    pool: int = 0
+    """Of the epoch: where the batch begins, if rows are left out for their norm; else 0."""
+    row: int = 0
+    """Of the rows of the pool that are handed out; else 0."""
 
 
 def chunks_per_pool(pool_bytes: int, spec: CacheSpec, *, num_hooks: int) -> int:
@@ -55,6 +61,8 @@ class BatchOptions(TypedDict, total=False):
     """Which of `num_ranks` shares of the rows; without it, 0. Ranks share no row and have equally many batches."""
     num_ranks: int
     """Streams that share the rows between them; without it, 1."""
+    within: RowsWithin | None
+    """Which rows are left out for their norm; without it, none. For one hook, and one rank."""
 
 
 class BatchSource(NamedTuple):
@@ -90,25 +98,34 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
     ) -> None:
         start, split = options.get("start") or Position(), options.get("split", "training")
         rank, num_ranks = options.get("rank", 0), options.get("num_ranks", 1)
+        within = options.get("within")
         num_rows, spec = source.manifest.split_rows(split), source.manifest.spec
+        if within is not None:
+            if len(hooks) != 1 or num_ranks != 1:
+                raise ValueError(
+                    f"expected one hook and one rank where rows are left out for their norm, got {len(hooks)} hooks "
+                    f"and {num_ranks} ranks"
+                )
+            num_rows = min(num_rows, within.num_rows)
         if not hooks:
             raise ValueError("expected at least one hook to read, got none")
         if not 0 <= rank < num_ranks:
             raise ValueError(f"expected a rank from 0 to num_ranks - 1, got rank {rank} of {num_ranks}")
+        within_words = "" if within is None else " within the norm limit"
         if not 1 <= batch_rows <= num_rows:
             raise ValueError(
-                f"expected batches of 1 to {num_rows} rows (the whole cache), got {batch_rows}. "
+                f"expected batches of 1 to {num_rows} rows (the whole cache{within_words}), got {batch_rows}. "
                 "Lower train.batch_rows or harvest more rows"
             )
         self._source, self._hooks, self._split = source, hooks, split
         self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, options.get("num_epochs")
-        self._rank, self._num_ranks = rank, num_ranks
+        self._rank, self._num_ranks, self._within = rank, num_ranks, within
         row_nbytes = 2 * spec.model.d_model * len(hooks)
         self._chunks_per_pool = chunks_per_pool(
             options.get("pool_bytes", DEFAULT_POOL_BYTES), spec, num_hooks=len(hooks)
         )
         plan = self._plan(start.epoch)
-        self.batches_per_epoch = plan.batches_per_epoch(batch_rows)
+        self.batches_per_epoch = plan.batches_per_epoch(batch_rows) if within is None else num_rows // batch_rows
         if self.batches_per_epoch == 0:
             raise ValueError(
                 f"expected a batch of {batch_rows} rows for each of {num_ranks} ranks, got {plan.num_chunks} chunks of "
@@ -116,6 +133,8 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
             )
         if not 0 <= start.batch < self.batches_per_epoch or start.epoch < 0:
             raise ValueError(f"expected a position inside {self.batches_per_epoch} batches an epoch, got {start}")
+        if (within is not None and start.batch > 0) != (start.pool > 0 or start.row > 0):
+            raise ValueError(f"expected a position of a stream that leaves out the same rows, got {start}")
         pool_rows = min(self._chunks_per_pool, -(-plan.num_chunks // num_ranks)) * spec.rows_per_chunk
         self._pools = [tuple(empty_rows(pool_rows, spec.model.d_model) for _ in hooks) for _ in range(2)]
         # A batch that spans two pools is put together here.
@@ -123,12 +142,13 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
         # Where each read waits for a network, chunks are asked for one by one, to have many reads under way.
         alone = source.parallel_reads > 1
         self._chunks_per_task = 1 if alone else max(1, _TASK_BYTES // (spec.rows_per_chunk * row_nbytes))
-        self._pending: deque[Future[int]] = deque()
-        self._placed: tuple[int, Future[list[tuple[int, Numbers]]]] | None = None
+        self._pending: deque[Future[tuple[int, Numbers]]] = deque()
+        self._placed: tuple[int, int, Future[list[tuple[int, Numbers]]]] | None = None
         num_threads = max(options.get("num_threads", 2), source.parallel_reads)
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self.position = start
         self._filling_epoch = start.epoch  # for a start behind the last epoch, where there is nothing to fill
+        self._filling_pool = 0
         try:
             self._seek(start)
         except BaseException:
@@ -143,7 +163,8 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
             self._next_pool()
         rows = self._take(self._batch_rows)
         if batch + 1 < self.batches_per_epoch:
-            self.position = Position(epoch=epoch, batch=batch + 1)
+            place = {} if self._within is None else {"pool": self._pool, "row": self._used}
+            self.position = Position(epoch=epoch, batch=batch + 1, **place)
         else:
             self.position = Position(epoch=epoch + 1, batch=0)
         return rows
@@ -168,15 +189,18 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
         )
 
     def _seek(self, position: Position) -> None:
-        """Begins at a batch: finds its pool from the sizes alone, and decodes from there."""
+        """Begins at a batch: finds its pool from the sizes alone, or where it is said, and decodes from there."""
         plan = self._plan(position.epoch)
         remaining, first = position.batch * self._batch_rows, 0
-        for chunks in plan.pools():
-            size = sum(plan.chunk_rows(int(chunk)) for chunk in chunks)
-            if remaining < size:
-                break
-            remaining -= size
-            first += 1
+        if self._within is not None:
+            remaining, first = position.row, position.pool
+        else:
+            for chunks in plan.pools():
+                size = sum(plan.chunk_rows(int(chunk)) for chunk in chunks)
+                if remaining < size:
+                    break
+                remaining -= size
+                first += 1
         self._coming = self._pools_from(position.epoch, first)
         self._place_next()
         self._half = 1
@@ -199,7 +223,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
             self._placed = None
             return
         plan, number, chunks = coming
-        self._placed = plan.epoch, self._threads.submit(lambda: list(plan.slots(number, chunks)))
+        self._placed = plan.epoch, number, self._threads.submit(lambda: list(plan.slots(number, chunks)))
 
     def _take(self, num_rows: int) -> tuple[Rows, ...]:
         taken = 0
@@ -214,35 +238,53 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
             taken += part
             if taken == num_rows:
                 return self._spanning
+            self._check_more()
             self._next_pool()
+
+    def _check_more(self) -> None:
+        """A DamagedFile where an epoch ends before the rows do that the manifest counts within the norm limit."""
+        if self._within is not None and (not self._pending or self._filling_epoch != self.position.epoch):
+            raise DamagedFile(
+                f"expected {self._within.num_rows} rows within the norm limit, as the manifest counts them, found "
+                "fewer. Run `pipeline.py store verify`, or harvest again"
+            )
 
     def _next_pool(self) -> None:
         """Waits until the other half is decoded; batches then come from it, and this half is filled again."""
-        available = 0
+        available, above = 0, []
         while self._pending:
-            available += self._pending[0].result()  # a failed task stays: the next call gets its error too
+            rows, slots = self._pending[0].result()  # a failed task stays: the next call gets its error too
             self._pending.popleft()
+            available += rows
+            above.append(slots)
         self._half = 1 - self._half
-        self._epoch, self._available, self._used = self._filling_epoch, available, 0
+        if self._within is not None and above:
+            available = close_gaps(self._pools[self._half], np.concatenate(above), available)
+        self._epoch, self._pool = self._filling_epoch, self._filling_pool
+        self._available, self._used = available, 0
         self._fill(1 - self._half)
 
     def _fill(self, half: int) -> None:
-        """Starts decoding the next pool, if there is one; each future gives the number of rows of its task."""
+        """Starts decoding the next pool, if there is one; each future gives what `_decode` does."""
         if self._placed is None:
             return
-        self._filling_epoch, slots = self._placed
+        self._filling_epoch, self._filling_pool, slots = self._placed
         placed = slots.result()
         for start in range(0, len(placed), self._chunks_per_task):
             task = placed[start : start + self._chunks_per_task]
             self._pending.append(self._threads.submit(self._decode, task, half))
         self._place_next()
 
-    def _decode(self, task: list[tuple[int, Numbers]], half: int) -> int:
+    def _decode(self, task: list[tuple[int, Numbers]], half: int) -> tuple[int, Numbers]:
+        """The number of rows of a task, and the slots of those that are to be left out."""
+        above = [np.empty(0, dtype=np.int64)]
         for chunk, slots in task:
             shard, inside = divmod(chunk, self._source.manifest.spec.chunks_per_shard)
             for hook, pool in zip(self._hooks, self._pools[half], strict=True):
                 self._source.shard_file(hook, shard, self._split).decode(inside, pool, slots)
-        return sum(len(slots) for _, slots in task)
+                if self._within is not None:
+                    above.append(slots_above(pool, slots, self._within.squared_norm))
+        return sum(len(slots) for _, slots in task), np.concatenate(above)
 
 
 class BatchStream(Iterator[NDArray[np.uint16]], AbstractContextManager["BatchStream"]):

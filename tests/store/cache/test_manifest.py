@@ -137,7 +137,7 @@ def test_huge_counts_cost_nothing(make_cache: MakeCache) -> None:
     [
         (
             b'{"format": "activation-cache/9"}',
-            "expected format 'activation-cache/2'.*got 'activation-cache/9'. Use the",
+            "expected format 'activation-cache/3'.*got 'activation-cache/9'. Use the",
         ),
         (b'{"format": "activation-cache/1"}', "got 'activation-cache/1'. Use the version .* or harvest again"),
         (b'{"hello": 1}', "got 'None'. It is another software's"),
@@ -145,7 +145,7 @@ def test_huge_counts_cost_nothing(make_cache: MakeCache) -> None:
         (b"{", "expected JSON in"),
         (b"[" * 100_000, "expected JSON in"),
         (b"", "expected JSON in"),
-        (b'{"format": "activation-cache/2"}', "expected .* to hold a Manifest with its digest in 'self_sha256'"),
+        (b'{"format": "activation-cache/3"}', "expected .* to hold a Manifest with its digest in 'self_sha256'"),
     ],
 )
 def test_other_versions_and_other_softwares_manifests_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
