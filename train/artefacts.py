@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from store.cache.manifest import Manifest
+from store.cache.norm_limit import NormLimit
 from store.sae.artefact import save_sae
 from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
 from store.sae.stationary_lambda import judge_lambda, lambda_residual
@@ -26,6 +27,7 @@ def save_group(
     manifest: Manifest,
     hook: str,
     scale: float,
+    limit: NormLimit | None,
     num_steps: int,
     batch_rows: int,
     folder: Path,
@@ -62,6 +64,7 @@ def save_group(
             "cache_digest": manifest.digest,
             "context_length": manifest.spec.context_length,
             "scale": scale,
+            "norm_limit": limit,
             "seed": variant.settings.seed,
             "num_steps": steps,
             "num_training_rows": steps * batch_rows,

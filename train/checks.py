@@ -47,6 +47,12 @@ def _decay_rate(value: float) -> float:
     return value
 
 
+def _times(value: float) -> float:
+    if value <= 1.0:
+        raise ValueError(f"expected a number of medians above 1, got {value}. Usual values are 5 and 10")
+    return value
+
+
 NotNegative = Annotated[float, AfterValidator(_not_negative)]
 Positive = Annotated[float, AfterValidator(_positive)]
 PositiveCount = Annotated[int, AfterValidator(_positive_count)]
@@ -54,3 +60,4 @@ NumLatents = Annotated[int, AfterValidator(_latents)]
 Seed = Annotated[int, AfterValidator(_seed)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 DecayRate = Annotated[float, AfterValidator(_decay_rate)]
+Times = Annotated[float, AfterValidator(_times)]

@@ -22,7 +22,6 @@ from store.read.device import DeviceBatches
 from train.checkpoint import load_newest, save_checkpoint
 from train.group import VariantGroup
 from train.metrics import COLUMNS, COSINE_EVERY_RECORDS, diverged, log_lines
-from train.steps.input import outliers_of
 from train.telemetry import Telemetry
 
 _NEVER = -1
@@ -133,8 +132,6 @@ def train_to_end(
                 last = step == num_steps - 1
                 log = last or step % log_every_steps == 0
                 rows_BD = next_batch(stream, runs, checkpoints)
-                if step == 0:
-                    warn_of_outliers(rows_BD)
                 step_all(runs, rows_BD, step=step, log=log, last=last)
                 bar.update(tokens_per_step)
                 if log:
@@ -161,17 +158,6 @@ def next_batch(stream: DeviceBatches, runs: Sequence[GroupRun], checkpoints: Che
     except StoreError:
         write_checkpoint(runs, checkpoints, position=stream.position)
         raise
-
-
-def warn_of_outliers(rows_BD: Tensor) -> None:
-    """Says so on stderr where a few rows of the first batch outweigh all others."""
-    outliers = outliers_of(rows_BD)
-    if outliers.decide:
-        print(
-            f"train: in the first batch {outliers}: the loss, the scale of the input and the weight of l1 are about "
-            "these rows. Another l1 is no remedy: choose a layer, or text, without them, and harvest again",
-            file=sys.stderr,
-        )
 
 
 def step_all(runs: Sequence[GroupRun], rows_BD: Tensor, *, step: int, log: bool, last: bool) -> None:

@@ -14,6 +14,9 @@ from compute.device import product_dtype
 from compute.memory import default_budget
 from store.atomic import read_json, write_json
 from store.cache.manifest import Manifest
+from store.cache.moments import Moments
+from store.cache.norm_summary import norm_summary
+from store.cache.outlier_rows import DECIDING_SHARE
 from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
 from store.files.open import CachePlace, place_of
@@ -35,6 +38,7 @@ from train.plan import plan_groups, plan_passes, spread
 from train.reuse import take_earlier
 from train.steps.make import group_bytes
 from train.task import (
+    Plan,
     Task,
     TrainingResources,
     plan_run,
@@ -88,7 +92,7 @@ def run(
     check_sinks(resources.sinks)
     tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
     manifest = ActivationCache(cache).manifest
-    plan_run(config, manifest)  # settings that do not fit the cache end here
+    plan = plan_run(config, manifest)  # settings that do not fit the cache end here
     resolved = resolve_variants(
         config,
         variants,
@@ -97,6 +101,7 @@ def run(
     )
     for variant in resolved:
         _check_variant(variant, d_model=manifest.spec.model.d_model)
+    _tell_norms(manifest.moments[config.hook], plan, hook=config.hook)
     with exclusive_lock(scratch):
         check_target(output, scratch, nbytes=_weights_nbytes(resolved, d_model=manifest.spec.model.d_model))
         assembly = scratch / "models"
@@ -117,6 +122,27 @@ def run(
             shutil.rmtree(done_with, ignore_errors=True)
         (scratch / PLAN_FILE).unlink(missing_ok=True)
     return diverged
+
+
+def _tell_norms(moments: Moments, plan: Plan, *, hook: str) -> None:
+    """Says how unequal the rows are, which are left out, and where a few that are not would decide everything."""
+    summary = norm_summary(moments)
+    if summary is None:
+        return
+    print(f"train: rows of {hook}: {summary}", file=sys.stderr)
+    limit, above = plan.limit, summary.above
+    if limit is not None:
+        print(
+            f"train: {limit.num_rows_above:,} of {limit.num_rows:,} rows have a norm of {limit.norm:,.4g} or more "
+            f"({limit.times_median:g} times the median) and are left out of training, scale and mean",
+            file=sys.stderr,
+        )
+    if above is not None and above.variance_share_above > DECIDING_SHARE and limit is None:
+        print(
+            f"train: {above}: the loss, the scale of the input and the weight of l1 are about these rows. Another l1 "
+            f"is no remedy: set train.max_norm: {{times_median: {above.times_median:g}}} to leave them out",
+            file=sys.stderr,
+        )
 
 
 def _weights_nbytes(variants: Sequence[ResolvedVariant], *, d_model: int) -> int:

@@ -14,12 +14,14 @@ import torch
 from compute.software import Software, software_here
 from compute.stop import stop_on_signals
 from store.cache.manifest import Manifest
+from store.cache.norm_limit import NormLimit, within_limit
 from store.errors import MismatchedCache
 from store.files.open import CachePlace
 from store.lease import exclusive_lock
 from store.read.batches import Position
 from store.read.cache import ActivationCache
 from store.read.device import DeviceBatches
+from store.read.long_rows import RowsWithin
 from store.record import digest
 from store.replace import replace_folder
 from train.artefacts import save_group
@@ -138,6 +140,7 @@ def run_task(task: Task) -> str | None:
                 config,
                 device=torch.device(task.resources.device),
                 num_threads=task.resources.num_threads,
+                within=plan.rows_within,
             ),
             num_steps=plan.num_steps,
             batch_rows=config.batch_rows,
@@ -180,6 +183,7 @@ def _save(task: Task, runs: Sequence[GroupRun], *, plan: "Plan", manifest: Manif
             manifest=manifest,
             hook=task.config.hook,
             scale=plan.scale,
+            limit=plan.limit,
             num_steps=plan.num_steps,
             batch_rows=task.config.batch_rows,
             folder=unfinished,
@@ -196,6 +200,15 @@ class Plan:
     """What rows are multiplied with, so that E||x||^2 = d_model."""
     mean: list[float]
     """Mean of the raw training rows, (d_model,)."""
+    limit: NormLimit | None
+    """Rows above it are left out of all this; None: there is no limit."""
+
+    @property
+    def rows_within(self) -> RowsWithin | None:
+        """What the reader has to know of the limit; None where no row is above it."""
+        if self.limit is None or not self.limit.num_rows_above:
+            return None
+        return RowsWithin(self.limit.squared_norm, self.limit.num_rows_within)
 
 
 def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
@@ -205,24 +218,37 @@ def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
             f"expected train.hook to be one of the cached hooks {', '.join(manifest.spec.hooks)}, got {config.hook}. "
             "Choose one of them, or add it to harvest.hooks"
         )
-    steps_per_epoch = manifest.num_rows // config.batch_rows
+    moments = manifest.moments[config.hook]
+    mean, mean_squared_norm, limit = moments.mean, moments.mean_squared_norm, None
+    if config.max_norm is not None:
+        within = within_limit(moments, config.max_norm.times_median)
+        mean, mean_squared_norm, limit = within.mean, within.mean_squared_norm, within.limit
+    num_rows = manifest.num_rows if limit is None else limit.num_rows_within
+    steps_per_epoch = num_rows // config.batch_rows
     if steps_per_epoch == 0:
         raise ValueError(
-            f"expected train.batch_rows of at most the {manifest.num_rows} rows of the cache, got {config.batch_rows}. "
+            f"expected train.batch_rows of at most the {num_rows} rows of the cache"
+            f"{' within train.max_norm' * (num_rows < manifest.num_rows)}, got {config.batch_rows}. "
             "Lower it, or raise harvest.num_rows"
         )
-    moments = manifest.moments[config.hook]
     return Plan(
         num_steps=steps_per_epoch * config.num_epochs,
-        scale=activation_scale(d_model=len(moments.mean), mean_squared_norm=moments.mean_squared_norm),
-        mean=list(moments.mean),
+        scale=activation_scale(d_model=len(mean), mean_squared_norm=mean_squared_norm),
+        mean=list(mean),
+        limit=limit,
     )
 
 
 def cache_batches(
-    cache: ActivationCache, config: TrainConfig, start: Position, *, device: torch.device, num_threads: int
+    cache: ActivationCache,
+    config: TrainConfig,
+    start: Position,
+    *,
+    device: torch.device,
+    num_threads: int,
+    within: RowsWithin | None = None,
 ) -> DeviceBatches:
-    """The batches of the run from `start` on, on the device that trains."""
+    """The batches of the run from `start` on, on the device that trains; `within`: see store/read/long_rows.py."""
     batches = cache.batches(
         config.hook,
         batch_rows=config.batch_rows,
@@ -231,5 +257,6 @@ def cache_batches(
         num_epochs=config.num_epochs,
         pool_bytes=config.pool_bytes,
         num_threads=num_threads,
+        within=within,
     )
     return DeviceBatches(batches, device)

@@ -3,6 +3,9 @@
 spec.py          everything that decides its bytes
 manifest.py      the manifest, and the records of shards
 moments.py       sums and moments of its rows
+norms.py         how long its rows are: counts in bins
+norm_limit.py    rows above so many medians, and the moments of the others
+norm_summary.py  how unequal its rows are, in a sentence
 paths.py         the names of its files
 split.py         which documents are held out
 outlier_rows.py  rows that outweigh the others, and whether they decide metrics

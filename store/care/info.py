@@ -7,6 +7,7 @@ import numpy as np
 
 from store.cache.manifest import load_manifest
 from store.cache.moments import Moments
+from store.cache.norm_summary import norm_summary
 from store.cache.paths import MANIFEST_FILE
 from store.files.open import Place, open_files
 from store.record import plain
@@ -39,6 +40,7 @@ def summary(location: Place) -> dict[str, Any]:
                 "raw_nbytes": manifest.raw_nbytes(),
                 "ratio": manifest.raw_nbytes() / manifest.stored_nbytes(hook),
                 **statistics(manifest.moments[hook]),
+                "norms": None if (norms := norm_summary(manifest.moments[hook])) is None else plain(norms),
             }
             for hook in spec.hooks
         },
@@ -96,6 +98,7 @@ def describe(location: Place) -> str:
             f"{facts['total_variance']:,.1f}: {facts['variance_share_of_top_1']:.1%} of it in the top channel, "
             f"{facts['variance_share_of_top_10']:.1%} in the top 10, "
             f"{facts['variance_share_of_top_percent']:.1%} in the top 1 %",
+            f"    rows: {norm_summary(manifest.moments[hook]) or 'norms were not recorded'}",
         ]
     return "\n".join(lines)
 

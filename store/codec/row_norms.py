@@ -1,4 +1,4 @@
-"""Squared norms of stored rows: one definition, so that whoever counts rows by norm, now or later, counts the same ones.
+"""Squared norms of stored rows: one definition, so that all who count rows by norm count the same ones.
 
 ||x||^2 is a float64 sum of exact squares, the upper half of the channels added to the lower one until one number is
 left: the same bits on every machine and at any number of threads, and adds that a processor does many at a time.

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from store.atomic import file_sha256, write_bytes, write_json
+from store.cache.norm_limit import NormLimit
 from store.errors import DamagedFile, StoreError
 from store.identity import ModelIdentity
 from store.record import Record
@@ -57,6 +58,8 @@ class SAECard(Record):
     """Tokens per sequence of those activations, BOS included."""
     scale: float
     """Training saw x * scale, chosen so that E||x||^2 = d_model; already folded into the stored biases."""
+    norm_limit: NormLimit | None = None
+    """Rows above it were no part of training; None: all rows were."""
     seed: int
     num_steps: int
     num_training_rows: int

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from store.cache.moments import ShardSums
+from harvest.moments import shard_sums
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS
 from store.identity import ModelIdentity
@@ -64,10 +64,10 @@ def write_cache(folder: Path, *, seed: int = 0, outlier_factor: float = 1.0) -> 
         wide = 7.0 * (strengths @ directions) + 5.0
         wide[::32] *= outlier_factor
         rows = wide.to(torch.bfloat16)
-        exact = rows.to(torch.float64)
         tokens = torch.randint(1, 50, (num_sequences, 17), generator=generator).numpy().astype(np.uint32)
         tokens[:, 0] = 0
-        sums = ShardSums(num_rows=num_rows, sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist())
+        bits = rows.view(torch.uint16).numpy()
+        sums = shard_sums(bits, hook=HOOK, first_sequence=0, rows_per_sequence=16)
         writer.submit_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums}).result()
     writer.finish()
     writer.close()

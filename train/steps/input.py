@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.cache.outlier_rows import OutlierRows, outlier_rows
-
 
 def activation_scale(*, d_model: int, mean_squared_norm: float) -> float:
     """s = sqrt(d_model / E||x||^2): rows times s have a mean squared length of d_model."""
@@ -21,14 +19,6 @@ def activation_scale(*, d_model: int, mean_squared_norm: float) -> float:
             "The cached rows are all zero; harvest the hook again"
         )
     return math.sqrt(d_model / mean_squared_norm)
-
-
-def outliers_of(rows_BD: Tensor) -> OutlierRows:
-    """The outliers of one batch of the store, which is left as it is."""
-    wide_BD = rows_BD.to(torch.float64)
-    mean_D = wide_BD.mean(dim=0)
-    deviation = float((wide_BD - mean_D).square().sum())
-    return outlier_rows(wide_BD.norm(dim=1), wide_BD, mean=mean_D, squared_deviation=deviation)
 
 
 def load_batch(rows_BD: NDArray[np.uint16] | Tensor, *, scale: float, out_DB: Tensor) -> None:
