@@ -173,7 +173,7 @@ def train_files(cache_folder: Path, tmp_path: Path) -> Callable[..., dict[str, b
     return train
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cache_at() -> Callable[..., Path]:
     """Writes another cache: cache_at(folder, seed=...)."""
     return write_cache
