@@ -1,4 +1,4 @@
-"""A hub data set as a stream of records. Slow to import, and of no use to other sources.
+"""A hub data set as a stream of texts. Slow to import, and of no use to other sources.
 
 `datasets` finds the files of a split, their order and their types. Parquet files are read here: its own reader has
 threads that read ahead through Python files and outlive a stream that is left before its end, as a harvest leaves it
@@ -7,18 +7,86 @@ when it has enough. Such a thread aborts (SIGABRT) or hangs the process when the
 
 import functools
 import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import datasets
+import httpx2
 import pyarrow
 import pyarrow.parquet
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.utils.file_utils import xopen
 
-from harvest.config import HubText
+from harvest.files import BadText, column_text, fits
+from harvest.text_config import HubText
+from store.machine import explain, is_of_this_machine
 
 _BATCH_ROWS = 1024
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def hub_texts(config: HubText) -> Iterator[str | None]:
+    """The documents of a split, in order; None for each that the filter leaves out. Raises BadText."""
+    if Path(config.dataset).exists():
+        # `datasets` would prefer the folder, and the lineage would then name a text that was never read.
+        raise BadText(
+            f"expected the hub data set {config.dataset!r}, but a local file or folder has that name. Run from "
+            "another folder, or use local files (kind: files)"
+        )
+    number = 0
+    chosen = config.filter
+    try:
+        for record in hub_records(config):
+            number += 1
+            where = f"{config.dataset} ({config.split}), row {number}"
+            text = column_text(record, config.column, {} if chosen is None else chosen.columns, where=where)
+            yield text if text is not None and fits(text, chosen) else None
+    except BadText:
+        raise
+    except (
+        OSError,
+        ValueError,
+        TypeError,  # of a column that cannot be cast to what the data set says it is
+        httpx2.HTTPError,
+        aiohttp.ClientError,
+        datasets.exceptions.DatasetsError,
+        pyarrow.ArrowException,
+    ) as error:
+        if isinstance(error, OSError) and is_of_this_machine(error):  # such as a full disk
+            raise explain(error, f"read the hub data set {config.dataset!r}") from error
+        raise BadText(_explained(config, error, number)) from error
+    if number == 0:
+        raise BadText(f"expected documents in {config.dataset!r}, split {config.split!r}, found none. Choose another")
+
+
+def _explained(config: HubText, error: Exception, number: int) -> str:
+    """What could not be read, why, and what to do, without the names of the layers that it went through."""
+    what = (
+        f"could not read the hub data set {config.dataset!r} at {config.revision[:12]}, split {config.split!r}, "
+        f"configuration {config.config!r}" + (f", after {number} documents" if number else "")
+    )
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else "the library that reads it gave no reason"
+    reason = re.sub(r" *\(\w*(Error|Exception|Enabled)\)$", "", reason)  # names of its layers say nothing to a person
+    offline = [name for name in _OFFLINE_VARIABLES if os.environ.get(name, "0").upper() in ("1", "ON", "YES", "TRUE")]
+    if offline:
+        return (
+            f"{what}: {', '.join(offline)} forbids to ask the hub, and what it needs is not in the local cache "
+            f"({reason}). Unset it where the hub can be reached, or use local files (kind: files)"
+        )
+    return (
+        f"{what}: {reason}. Check the names in harvest.text, that {_hub()} can be reached from here, and, for a gated "
+        "data set, that you are logged in (hf auth login)"
+    )
+
+
+def _hub() -> str:
+    address = os.environ.get("HF_ENDPOINT")
+    return f"the hub ({address})" if address else "the hub"
 
 
 def hub_records(config: HubText) -> Iterable[dict[str, Any]]:

@@ -26,6 +26,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="2a83a75fd9f982b2d1cbe203cad9d88c3bc6374f0f6d403f91d157df5d460a1d",
+    code_sha256="d426746ffd51812640fa20d81a63dc5397b3bc4277aa4be58663a7886fe67ec3",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

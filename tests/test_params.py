@@ -209,7 +209,7 @@ def test_a_missing_text_file_and_a_foreign_device_end_at_once(
     (tmp_path / "params.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     assert main(["language_model"]) == 1
-    assert "expected the text file no.txt of harvest.text.paths, found none" in capsys.readouterr().err
+    assert "expected a text file at no.txt, found nothing. Correct harvest.text.paths" in capsys.readouterr().err
     assert main(["harvest", "--device", "gpu"]) == 1
     assert "expected a torch device such as cpu, cuda or cuda:1, got 'gpu'" in capsys.readouterr().err
     with pytest.raises(SystemExit):

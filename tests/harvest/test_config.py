@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harvest.config import FilesText, HarvestConfig, HubText
+from harvest.config import HarvestConfig
+from harvest.text_config import FilesText, HubText
 
 HUB = {
     "kind": "hub",
@@ -48,7 +49,7 @@ def test_the_budget_is_rounded_down_to_whole_sequences(harvest_settings: dict[st
         ({"hooks": ["layer 5"]}, "layer 5"),
         ({"forward_batch_sequences": 3}, "expected forward_batch_sequences to divide the 8 sequences of a shard"),
         ({"codec": "gzip"}, "codec\n  Input should be 'bf16_planes_v1', 'pcodec', 'zstd', 'blosc' or 'none'"),
-        ({"text": {"kind": "web"}}, "'standard-library', 'files', 'hub'"),
+        ({"text": {"kind": "web"}}, "'standard-library', 'files', 'hub', 'mixture'"),
         ({"text": {"kind": "standard-library", "column": "text"}}, "column\n  Extra inputs are not permitted"),
     ],
 )
@@ -68,10 +69,17 @@ def test_a_missing_setting_is_named(harvest_settings: dict[str, Any]) -> None:
     ("files", "message"),
     [
         ({"paths": []}, "at least 1 item"),
-        ({"paths": ["a.csv"]}, "expected paths ending in .txt, .jsonl or .parquet, got 'a.csv'"),
         ({"paths": ["a.txt", "a.txt"]}, "expected every path once, got 'a.txt' more than once"),
-        ({"paths": ["a.jsonl"]}, "expected a column for .jsonl and .parquet files, got none"),
-        ({"paths": ["a.txt"], "column": "text"}, "expected no column for .txt files, got 'text'"),
+        (
+            {"paths": ["a.txt"], "split_characters": 7},
+            "split_characters\n  Input should be greater than or equal to 100",
+        ),
+        ({"paths": ["a.txt"], "shuffle": {"seed": -1}}, "shuffle.seed\n  Input should be greater than or equal to 0"),
+        ({"paths": ["a.txt"], "weight": 0.0}, "weight\n  Input should be greater than 0"),
+        (
+            {"paths": ["a.txt"], "filter": {"min_characters": 9, "max_characters": 8}},
+            "expected min_characters of at most max_characters 8, got 9",
+        ),
     ],
 )
 def test_wrong_local_files_are_refused(files: dict[str, Any], message: str) -> None:

@@ -62,10 +62,10 @@ def harvest_until(moment, config, model, output, scratch):
                 die()
             return done
 
-        def finish(self):
+        def finish(self, **arguments):
             if moment == "while the metadata are written":
                 store.write.writer.combine_moments = die
-            super().finish()
+            super().finish(**arguments)
             if moment == "before the folder is put in place":
                 die()
 

@@ -13,8 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from harvest.config import FilesText, StandardLibraryText
 from harvest.text import BadText, open_text
+from harvest.text_config import FilesText, StandardLibraryText
 from language_model.standard_library import corpus_digest
 from store.errors import MachineError
 
@@ -29,12 +29,12 @@ HUB = {
 }
 READ_HUB = """
 import json, sys
-from harvest.config import HubText
+from harvest.text_config import HubText
 from harvest.text import BadText, open_text
 for settings in json.loads(sys.argv[1]):
     try:
         source = open_text(HubText.model_validate(settings))
-        print(json.dumps([source.lineage, list(source.documents())]))
+        print(json.dumps([source.lineage, [document.text for document in source.documents()]]))
     except BadText as error:
         print(f"BadText: {error}")
 """
@@ -42,7 +42,8 @@ for settings in json.loads(sys.argv[1]):
 
 def documents(*paths: Path, column: str | None = None) -> list[tuple[str, str]]:
     config = FilesText(kind="files", paths=tuple(map(str, paths)), column=column)
-    return list(open_text(config).documents())
+    text = open_text(config)
+    return [(text.parts[document.part].name, document.text) for document in text.documents()]
 
 
 def write(path: Path, text: str) -> Path:
@@ -60,22 +61,21 @@ def test_the_standard_library_says_which_python_and_which_text_it_is() -> None:
     assert source.lineage["python"] == platform.python_version()
     assert source.lineage["sha256"] == corpus_digest()
     assert "argparse" in str(source.lineage["modules"]).split()
-    name, text = next(source.documents())
-    assert name == "__future__.py"
-    assert "all_feature_names" in text
+    assert "all_feature_names" in next(source.documents()).text
 
 
-def test_local_files_of_every_kind_are_read_in_the_order_given(tmp_path: Path) -> None:
+def test_local_files_of_every_kind_are_read_in_turns(tmp_path: Path) -> None:
     jsonl = write(tmp_path / "b.jsonl", '{"story": "second"}\n{"story": "third", "n": 3}\n')
     parquet = write_parquet(tmp_path / "c.parquet", {"n": [1, 2, 3], "story": ["fourth", "", "sixth"]})
     text = write(tmp_path / "a.txt", "first\r\nline \u00e9")
+    # Characters so far decide: 0 0 0, then 14 6 6 (b), 14 11 6 (c), 14 11 7 (c), 14 11 12 (b has ended).
     assert documents(text, jsonl, parquet, column="story") == [
         ("a.txt", "first\r\nline \u00e9"),
-        ("b.jsonl:1", "second"),
-        ("b.jsonl:2", "third"),
-        ("c.parquet:1", "fourth"),
-        ("c.parquet:2", ""),
-        ("c.parquet:3", "sixth"),
+        ("b.jsonl", "second"),
+        ("c.parquet", "fourth"),
+        ("b.jsonl", "third"),
+        ("c.parquet", ""),
+        ("c.parquet", "sixth"),
     ]
 
 
@@ -97,7 +97,7 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_refused_before_anything_i
     with pytest.raises(BadText, match=r"expected a text file at .*missing.txt, found nothing. Correct harvest.text"):
         documents(missing)
     missing.mkdir()
-    with pytest.raises(BadText, match=r"expected a text file at .*missing.txt, found a folder"):
+    with pytest.raises(BadText, match=r"expected text files \(.txt, .*\) at .*missing.txt, found none"):
         documents(missing)
     with pytest.raises(BadText, match=r"expected text in .*empty.jsonl, found an empty file"):
         documents(write(tmp_path / "empty.jsonl", ""), column="text")
@@ -176,10 +176,10 @@ def test_a_hub_data_set_is_streamed_in_order_and_every_mistake_in_its_name_is_on
     lineage, stories = json.loads(read)
     assert lineage == HUB
     assert stories == [
-        ["someone/stories:1", "The first story."],
-        ["someone/stories:2", "The second one."],
-        ["someone/stories:3", ""],
-        ["someone/stories:4", "A third, after an empty one."],
+        "The first story.",
+        "The second one.",
+        "",
+        "A third, after an empty one.",
     ]
     assert len(refused) == len(mistakes)
     for message, printed in zip(mistakes, refused, strict=True):
@@ -191,8 +191,9 @@ def test_a_hub_that_cannot_be_reached_is_one_plain_message(tmp_path: Path) -> No
     (tmp_path / "owner" / "folder").mkdir(parents=True)
     unreachable, folder = read_hub("http://127.0.0.1:9", tmp_path, {}, {"dataset": "owner/folder"}, offline=True)
     assert "could not read the hub data set 'someone/stories' at 0123456789ab, split 'train'" in unreachable
-    assert "Couldn't reach 'someone/stories' on the Hub" in unreachable
-    assert "that the hub can be reached from here" in unreachable
+    assert "HF_HUB_OFFLINE forbids to ask the hub, and what it needs is not in the local cache" in unreachable
+    assert "Couldn't reach 'someone/stories' on the Hub). Unset it where the hub can be reached" in unreachable
+    assert "Offline" not in unreachable  # no name of a library's layer
     # A local folder of the data set's name, which `datasets` would read without a word.
     assert "expected the hub data set 'owner/folder', but a local file or folder has that name" in folder
 
@@ -204,7 +205,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     write(tmp_path / "marked/a.txt", "\ufefftext")
     assert documents(tmp_path / "marked/a.txt") == documents(tmp_path / "plain/a.txt") == [("a.txt", "text")]
     write(tmp_path / "marked/b.jsonl", '\ufeff{"t": "\ufeffone"}\n{"t": "two"}\n')
-    assert documents(tmp_path / "marked/b.jsonl", column="t") == [("b.jsonl:1", "\ufeffone"), ("b.jsonl:2", "two")]
+    assert documents(tmp_path / "marked/b.jsonl", column="t") == [("b.jsonl", "\ufeffone"), ("b.jsonl", "two")]
     write(tmp_path / "marked/inside.txt", "one\ufefftwo")
     assert documents(tmp_path / "marked/inside.txt") == [("inside.txt", "one\ufefftwo")]
 
