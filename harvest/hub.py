@@ -21,7 +21,8 @@ import pyarrow.parquet
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.utils.file_utils import xopen
 
-from harvest.files import BadText, column_text, fits
+from harvest.files import BadText
+from harvest.formats import column_text, fits
 from harvest.text_config import HubText
 from store.machine import explain, is_of_this_machine
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from harvest.files import BadText, FoundFile, digests, find_files, fits, starts_with_mark, texts_of
+from harvest.files import BadText, FoundFile, digests, find_files
+from harvest.formats import fits, starts_with_mark, texts_of
 from harvest.interleave import Documents, numbered, shuffled, shuffled_numbers, take_turns
 from harvest.text_config import FilesText, HubText, MixtureText, SourceConfig, StandardLibraryText, TextConfig
 from language_model import standard_library

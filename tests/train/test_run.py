@@ -533,7 +533,10 @@ def test_groups_of_two_shapes_are_stepped_through_each_batch_of_one_pass(
             {"hook": "blocks.7.hook_resid_post"},
             r"one of the cached hooks blocks.1.hook_resid_post, got blocks.7.hook_resid_post",
         ),
-        ({"batch_rows": 4096}, r"train.batch_rows of at most the 1024 rows of the cache, got 4096. Lower it"),
+        (
+            {"batch_rows": 4096},
+            r"train.batch_rows of at most the 1024 rows of the cache that are trained on, got 4096. Lower it",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_cache_are_refused_before_anything_is_written(
