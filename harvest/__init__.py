@@ -12,7 +12,9 @@ formats.py      the documents in a file of each kind
 hub.py          those of a hub data set, streamed
 interleave.py   their order: sources in turns by weight, and shuffled in windows
 encode.py       token ids, long documents in pieces
-tokens.py       packed windows, held-out documents apart, and what became of the text
+tokens.py       documents packed into windows, held-out ones apart
+streams.py      a stream of tokens, cut into shards of windows
+counts.py       what becomes of each part of the text
 windows.py      the windows by shard, packed ahead of the model and kept on disk
 activations.py  several hooks in one pass that ends at the deepest
 shards.py       the shards that are missing, computed and handed to the writer

@@ -5,17 +5,17 @@ of them a document joins is a function of its text alone. A larger budget only a
 of tokens of each stream, whatever the budget.
 """
 
-import base64
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from harvest.counts import PartCount
 from harvest.encode import PIECE_CHARACTERS, tokenize, tokenize_long
 from harvest.interleave import Document
+from harvest.streams import ShardStream, StreamState, Tokens
 from harvest.text import TextSource
 from store.cache.split import SPLITS, Split, is_held_out
 from store.cache.text_account import PartAccount, TextAccount
@@ -32,8 +32,6 @@ PACKING = (
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1_000_000
-
-Tokens = NDArray[np.uint32]
 
 
 class TooLittleText(ValueError):
@@ -68,15 +66,6 @@ class Windows:
     """(num_held_out_sequences, context_length)"""
 
 
-class StreamState(Record):
-    """Where one stream of tokens stands."""
-
-    num_tokens: Count
-    """Taken so far."""
-    rest: str
-    """Those that are in no complete shard yet: little-endian uint32 in base64."""
-
-
 class PackingState(Record):
     """Where packing stands between two batches of documents: with it, another process goes on without tokenizing again.
 
@@ -88,81 +77,6 @@ class PackingState(Record):
     parts: tuple[PartAccount, ...]
     totals: tuple[Count, ...]
     """How many documents each part has, where its last one was read; else 0."""
-
-
-class ShardStream:
-    """Cuts token pieces of any length into shards of windows, up to a number of windows; the rest is ignored."""
-
-    def __init__(
-        self,
-        *,
-        num_windows: int,
-        context_length: int,
-        windows_per_shard: int,
-        bos_token_id: int,
-        on_shard: Callable[[int, Tokens], object],
-        state: StreamState | None = None,
-    ) -> None:
-        self.num_windows = num_windows
-        self._per_window = context_length - 1
-        self._per_shard = windows_per_shard
-        self._bos_token_id = bos_token_id
-        self._on_shard = on_shard
-        self.num_tokens = 0 if state is None else state.num_tokens
-        rest = np.frombuffer(b"" if state is None else base64.b64decode(state.rest), dtype="<u4").astype(np.uint32)
-        self._rest: list[Tokens] = [rest] if len(rest) else []
-        self._num_rest = len(rest)
-        self._shard = (self.num_tokens - len(rest)) // (windows_per_shard * self._per_window)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every window is filled."""
-        return self.num_tokens == self.num_windows * self._per_window
-
-    @property
-    def num_filled(self) -> int:
-        """Complete windows."""
-        return self.num_tokens // self._per_window
-
-    def add(self, token_ids: Tokens) -> int:
-        """Appends `token_ids` (tokens,); returns how many of them were wanted."""
-        taken = token_ids[: self.num_windows * self._per_window - self.num_tokens]
-        if len(taken):
-            self._rest.append(taken)
-            self._num_rest += len(taken)
-            self.num_tokens += len(taken)
-        while self._num_rest and self._num_rest >= (wanted := self._tokens_of_shard()):
-            stream = np.concatenate(self._rest)
-            windows = np.empty((wanted // self._per_window, self._per_window + 1), dtype=np.uint32)
-            windows[:, 0] = self._bos_token_id
-            windows[:, 1:] = stream[:wanted].reshape(-1, self._per_window)
-            self._on_shard(self._shard, windows)
-            self._shard += 1
-            self._rest = [stream[wanted:]]
-            self._num_rest -= wanted
-        return len(taken)
-
-    def state(self) -> StreamState:
-        """Where it stands."""
-        rest = np.concatenate([np.empty(0, dtype=np.uint32), *self._rest]).astype("<u4")
-        return StreamState(num_tokens=self.num_tokens, rest=base64.b64encode(rest.tobytes()).decode())
-
-    def _tokens_of_shard(self) -> int:
-        return min(self._per_shard, self.num_windows - self._shard * self._per_shard) * self._per_window
-
-
-@dataclass
-class _PartCount:
-    """As a PartAccount, while it is counted."""
-
-    num_documents: int = 0
-    num_characters: int = 0
-    num_tokens: int = 0
-    num_filtered_documents: int = 0
-    num_empty_documents: int = 0
-    documents: dict[Split, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    tokens: dict[Split, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    total: int = 0
 
 
 class Packer:
@@ -201,7 +115,9 @@ class Packer:
         self._fraction = held_out_fraction
         self._separator = None if separator_id is None else np.array([separator_id], dtype=np.uint32)
         self.num_documents = 0 if state is None else state.num_documents
-        self._counts = [_PartCount() for _ in text.parts] if state is None else _counts_of(state)
+        self._counts = [PartCount() for _ in text.parts]
+        if state is not None:
+            self._counts = [PartCount.of(part, total=n) for part, n in zip(state.parts, state.totals, strict=True)]
 
         def stream(split: Split) -> ShardStream:
             return ShardStream(
@@ -260,23 +176,8 @@ class Packer:
 
     def account(self) -> TextAccount:
         """What became of the text so far."""
-        parts = tuple(
-            PartAccount(
-                name=part.name,
-                source=part.source,
-                num_documents=count.num_documents,
-                num_characters=count.num_characters,
-                num_tokens=count.num_tokens,
-                num_training_documents=count.documents["training"],
-                num_training_tokens=count.tokens["training"],
-                num_held_out_documents=count.documents["held_out"],
-                num_held_out_tokens=count.tokens["held_out"],
-                num_filtered_documents=count.num_filtered_documents,
-                num_empty_documents=count.num_empty_documents,
-                was_read_to_its_end=0 < count.total == count.num_documents,
-            )
-            for part, count in zip(self._text.parts, self._counts, strict=True)
-        )
+        counts = zip(self._text.parts, self._counts, strict=True)
+        parts = tuple(count.account(name=part.name, source=part.source) for part, count in counts)
         return TextAccount(sources=self._text.sources, parts=parts)
 
     def _pack(self, batch: list[Document], on_progress: Callable[[], object]) -> None:
@@ -395,22 +296,6 @@ def pack(
         on_shard=lambda split, _, windows: made[split].append(windows),
     ).run(on_progress=lambda: None)
     return Windows(training=np.concatenate(made["training"]), held_out=np.concatenate(made["held_out"]))
-
-
-def _counts_of(state: PackingState) -> list[_PartCount]:
-    return [
-        _PartCount(
-            num_documents=part.num_documents,
-            num_characters=part.num_characters,
-            num_tokens=part.num_tokens,
-            num_filtered_documents=part.num_filtered_documents,
-            num_empty_documents=part.num_empty_documents,
-            documents={"training": part.num_training_documents, "held_out": part.num_held_out_documents},
-            tokens={"training": part.num_training_tokens, "held_out": part.num_held_out_tokens},
-            total=total,
-        )
-        for part, total in zip(state.parts, state.totals, strict=True)
-    ]
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

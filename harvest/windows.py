@@ -18,8 +18,9 @@ from typing import Final
 import numpy as np
 from tokenizers import Tokenizer
 
+from harvest.streams import Tokens
 from harvest.text import TextSource
-from harvest.tokens import Packer, PackingState, Tokens
+from harvest.tokens import Packer, PackingState
 from store.atomic import write_parts
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
