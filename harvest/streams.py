@@ -55,6 +55,11 @@ class ShardStream:
         """Complete windows."""
         return self.num_tokens // self._per_window
 
+    @property
+    def num_waiting(self) -> int:
+        """Tokens that are in no complete shard yet."""
+        return self._num_rest
+
     def add(self, token_ids: Tokens) -> int:
         """Appends `token_ids` (tokens,); returns how many of them were wanted."""
         taken = token_ids[: self.num_windows * self._per_window - self.num_tokens]

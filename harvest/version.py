@@ -32,6 +32,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="ed8d9936e1dbc0af39e1447aa19d065a8d924e0d1bd2122d43219e261ac00044",
+    code_sha256="3e02a19945191ee973748041bc0e40e7e00cb48619e0d736f2e8ec8dc5d193b9",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""
