@@ -54,7 +54,8 @@ def test_every_document_and_token_of_every_part_is_accounted_for() -> None:
 
 
 def test_the_account_in_words_names_what_gave_nothing() -> None:
-    text = text_of([words(10, 11, 12, 13), words(50, 51, held_out=True)], [words(53, held_out=True)], [words(14, 15, 16)], [words(17)])  # fmt: skip
+    first, second = [words(10, 11, 12, 13), words(50, 51, held_out=True)], [words(53, held_out=True)]
+    text = text_of(first, second, [words(14, 15, 16)], [words(17)])
     told = "\n".join(account_lines(packed(text)[1]))
     assert told == (
         "a test: 4 documents read, 2 trained on (6 tokens), 1 held out (2 tokens), 1 unused\n"
