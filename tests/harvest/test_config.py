@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from harvest.config import HarvestConfig
-from harvest.text_config import FilesText, HubText
+from harvest.text_config import FilesText, HubText, MixtureText
 
 HUB = {
     "kind": "hub",
@@ -101,3 +101,40 @@ def test_a_hub_data_set_needs_a_name_and_a_fixed_revision(change: dict[str, Any]
     with pytest.raises(ValidationError) as caught:
         HubText.model_validate(HUB | change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("d_model", "context_length", "batch", "expected"),
+    [
+        (192, 128, 32, (64, 82)),  # the embedded model: 48,768 bytes a sequence, 3.1 MB a chunk, 255.9 MB a shard
+        (2304, 128, 64, (4, 96)),  # gemma-2-2b: 585,216 bytes a sequence; 64 sequences are 16 chunks: 224.7 MB
+        (2304, 1024, 8, (1, 48)),  # a sequence of 4.7 MB is a chunk of its own
+        (8192, 2048, 16, (1, 16)),  # 33.5 MB a sequence: one forward pass is more than a shard should have
+    ],
+)
+def test_chunks_of_2_to_4_mib_and_shards_of_at_most_256_mb_are_chosen_from_the_rows(
+    harvest_settings: dict[str, Any], d_model: int, context_length: int, batch: int, expected: tuple[int, int]
+) -> None:
+    sizes = {"context_length": context_length, "num_rows": 10**6, "forward_batch_sequences": batch}
+    unset = {"sequences_per_chunk": None, "chunks_per_shard": None}
+    config = HarvestConfig.model_validate(harvest_settings | sizes | unset)
+    assert config.chunking(d_model=d_model) == expected
+    assert expected[0] * expected[1] % batch == 0
+    fixed = HarvestConfig.model_validate(harvest_settings | sizes | {"sequences_per_chunk": 16, "chunks_per_shard": 4})
+    assert fixed.chunking(d_model=d_model) == (16, 4)
+
+
+def test_a_mixture_has_several_sources_and_a_single_source_no_weight(harvest_settings: dict[str, Any]) -> None:
+    source = {"kind": "files", "paths": ["a.txt"], "weight": 2}
+    mixture = {"kind": "mixture", "sources": [source, HUB]}
+    text = HarvestConfig.model_validate(harvest_settings | {"text": mixture}).text
+    assert isinstance(text, MixtureText)
+    assert [source.weight for source in text.sources] == [2.0, 1.0]
+    for wrong, message in (
+        ({"kind": "mixture", "sources": [source]}, "Tuple should have at least 2 items"),
+        (source, "expected no weight for a source that stands alone, got 2"),
+        ({"kind": "standard-library", "filter": {"columns": {"a": 1}}}, "expected no filter.columns for the standard"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            HarvestConfig.model_validate(harvest_settings | {"text": wrong})
+        assert message in str(caught.value)
