@@ -7,7 +7,6 @@ when it has enough. Such a thread aborts (SIGABRT) or hangs the process when the
 
 import functools
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,10 +23,10 @@ from datasets.utils.file_utils import xopen
 from harvest.files import BadText
 from harvest.formats import column_text, fits
 from harvest.text_config import HubText
+from language_model.load import hub_problem
 from store.machine import explain, is_of_this_machine
 
 _BATCH_ROWS = 1024
-_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def hub_texts(config: HubText) -> Iterator[str | None]:
@@ -71,23 +70,16 @@ def _explained(config: HubText, error: Exception, number: int) -> str:
         f"configuration {config.config!r}" + (f", after {number} documents" if number else "")
     )
     lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else "the library that reads it gave no reason"
-    reason = re.sub(r" *\(\w*(Error|Exception|Enabled)\)$", "", reason)  # names of its layers say nothing to a person
-    offline = [name for name in _OFFLINE_VARIABLES if os.environ.get(name, "0").upper() in ("1", "ON", "YES", "TRUE")]
-    if offline:
-        return (
-            f"{what}: {', '.join(offline)} forbids to ask the hub, and what it needs is not in the local cache "
-            f"({reason}). Unset it where the hub can be reached, or use local files (kind: files)"
-        )
+    reason = (
+        re.sub(r" *\(\w*(Error|Exception|Enabled)\)$", "", lines[0]) if lines else ""
+    )  # names of layers say nothing
+    if isinstance(error, (ConnectionError, TimeoutError, httpx2.TransportError, aiohttp.ClientConnectionError)):
+        reason = f"{hub_problem(error)}. The library says: {reason or 'nothing'}"
     return (
-        f"{what}: {reason}. Check the names in harvest.text, that {_hub()} can be reached from here, and, for a gated "
-        "data set, that you are logged in (hf auth login)"
+        f"{what}: {reason or 'no reason was given'}. Check the names in harvest.text, that the hub can be reached from "
+        "here, or that the data set is in its local cache (HF_HOME), and, for a gated one, that you are logged in "
+        "(hf auth login). Local files (kind: files) need no hub"
     )
-
-
-def _hub() -> str:
-    address = os.environ.get("HF_ENDPOINT")
-    return f"the hub ({address})" if address else "the hub"
 
 
 def hub_records(config: HubText) -> Iterable[dict[str, Any]]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,9 +192,12 @@ def test_a_hub_that_cannot_be_reached_is_one_plain_message(tmp_path: Path) -> No
     (tmp_path / "owner" / "folder").mkdir(parents=True)
     unreachable, folder = read_hub("http://127.0.0.1:9", tmp_path, {}, {"dataset": "owner/folder"}, offline=True)
     assert "could not read the hub data set 'someone/stories' at 0123456789ab, split 'train'" in unreachable
-    assert "HF_HUB_OFFLINE forbids to ask the hub, and what it needs is not in the local cache" in unreachable
-    assert "Couldn't reach 'someone/stories' on the Hub). Unset it where the hub can be reached" in unreachable
-    assert "Offline" not in unreachable  # no name of a library's layer
+    assert "HF_HUB_OFFLINE forbids to ask the hub: unset it where the hub can be reached" in unreachable
+    assert "Couldn't reach 'someone/stories' on the Hub. Check the names in harvest.text, that the hub" in unreachable
+    [nowhere] = read_hub("http://127.0.0.1:9", tmp_path, {})
+    assert "the hub could not be reached at http://127.0.0.1:9 from this machine" in nowhere
+    for said in (unreachable, nowhere):
+        assert not re.search(r"[a-z](Error|Exception|Enabled)\b", said), said  # no name of a library's layer
     # A local folder of the data set's name, which `datasets` would read without a word.
     assert "expected the hub data set 'owner/folder', but a local file or folder has that name" in folder
 
