@@ -27,6 +27,10 @@ from language_model.load import hub_problem
 from store.machine import explain, is_of_this_machine
 
 _BATCH_ROWS = 1024
+_NOT_REACHED = "LocalEntryNotFoundError"
+"""Stands in what `datasets` says where the hub did not answer and nothing is in its local cache."""
+_LAYER = re.compile(r"\b\w+(Error|Exception|Enabled): | *\(\w+(Error|Exception|Enabled)\)$")
+"""Names of the libraries' layers, which say nothing to a person."""
 
 
 def hub_texts(config: HubText) -> Iterator[str | None]:
@@ -70,11 +74,13 @@ def _explained(config: HubText, error: Exception, number: int) -> str:
         f"configuration {config.config!r}" + (f", after {number} documents" if number else "")
     )
     lines = str(error).strip().splitlines()
-    reason = (
-        re.sub(r" *\(\w*(Error|Exception|Enabled)\)$", "", lines[0]) if lines else ""
-    )  # names of layers say nothing
-    if isinstance(error, (ConnectionError, TimeoutError, httpx2.TransportError, aiohttp.ClientConnectionError)):
-        reason = f"{hub_problem(error)}. The library says: {reason or 'nothing'}"
+    unreachable = isinstance(
+        error, (ConnectionError, TimeoutError, httpx2.TransportError, aiohttp.ClientConnectionError)
+    )
+    if unreachable or _NOT_REACHED in str(error):
+        reason = hub_problem(error)
+    else:
+        reason = _LAYER.sub("", lines[0]) if lines else ""
     return (
         f"{what}: {reason or 'no reason was given'}. Check the names in harvest.text, that the hub can be reached from "
         "here, or that the data set is in its local cache (HF_HOME), and, for a gated one, that you are logged in "
