@@ -52,7 +52,15 @@ def parser_of(
             )
             _add_train_flags(command)
         if name == "evaluate":
-            command.add_argument("--benchmark", help="only this one: core or geometry (default: all)")
+            command.add_argument("--benchmark", help="only this one, such as core (default: all)")
+            command.add_argument(
+                "--set-up-gib",
+                type=_positive_number,
+                default=_environment("PIPELINE_SET_UP_GIB", "20"),
+                help="disk for what the SAEs of a sweep share, kept between runs (%(default)s; environment: "
+                "PIPELINE_SET_UP_GIB)",
+            )
+            _add_scheduler_flag(command, "measure")
     command = commands.add_parser(export.__name__, help=export.__doc__, description=export.__doc__)
     command.set_defaults(run=export)
     command.add_argument("variants", nargs="*", metavar="VARIANT", help="names of variants (default: all)")
@@ -144,12 +152,7 @@ def _add_train_flags(command: argparse.ArgumentParser) -> None:
         help="memory that one pass over the data may take; more variants than fit are trained in further passes "
         "(half of the machine's, 85 %% of a GPU's; environment: PIPELINE_MEMORY_GIB)",
     )
-    command.add_argument(
-        "--scheduler",
-        default=_environment("PIPELINE_SCHEDULER"),
-        help="address of a Dask scheduler whose workers train, such as tcp://host:8786; they must see this folder "
-        "under the same path, and run the same code and packages (none: train here; environment: PIPELINE_SCHEDULER)",
-    )
+    _add_scheduler_flag(command, "train")
     command.add_argument(
         "--checkpoint-every-seconds",
         type=_positive_number,
@@ -168,6 +171,15 @@ def _add_train_flags(command: argparse.ArgumentParser) -> None:
         metavar="PROJECT",
         default=_environment("PIPELINE_WANDB"),
         help="also log to this Weights & Biases project (environment: PIPELINE_WANDB)",
+    )
+
+
+def _add_scheduler_flag(command: argparse.ArgumentParser, verb: str) -> None:
+    command.add_argument(
+        "--scheduler",
+        default=_environment("PIPELINE_SCHEDULER"),
+        help=f"address of a Dask scheduler whose workers {verb}, such as tcp://host:8786; they must see this folder "
+        f"under the same path, and run the same code and packages (none: {verb} here; environment: PIPELINE_SCHEDULER)",
     )
 
 

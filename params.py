@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from evaluate.config import EvaluateConfig
+from evaluate.benchmarks.registry import BENCHMARKS
+from evaluate.config import EvaluateConfig, settings_of
 from harvest.config import HarvestConfig
 from language_model.config import LanguageModelConfig
 from store.record import Record
@@ -32,7 +33,7 @@ class Profile(Record):
     language_model: LanguageModelConfig
     harvest: HarvestConfig
     train: TrainConfig
-    evaluate: EvaluateConfig
+    evaluate: EvaluateConfig  # type: ignore[valid-type]  # made from the registry of benchmarks
 
 
 class _File(Record):
@@ -129,12 +130,13 @@ def _check_sizes(path: Path, where: str, profile: Profile) -> None:
             f"the {num_rows} rows that are harvested, got {profile.train.num_rows}. Change it, or set it to null"
         )
     held_out = profile.harvest.num_held_out_sequences
-    for key in ("num_reconstruction_sequences", "num_sparsity_sequences"):
-        wanted = getattr(profile.evaluate.core, key)
+    for name, benchmark in BENCHMARKS.items():
+        settings = settings_of(profile.evaluate, name)
+        wanted = 0 if settings is None else benchmark.num_held_out_sequences(settings)
         if wanted > held_out:
             raise ParamsError(
-                f"{path}: {where}.evaluate.core.{key}: expected at most harvest.num_held_out_sequences = {held_out}, "
-                f"got {wanted}. Lower it, or raise harvest.num_held_out_sequences"
+                f"{path}: {where}.evaluate.{name}: expected at most harvest.num_held_out_sequences = {held_out} "
+                f"sequences to be read, got {wanted}. Lower it, or raise harvest.num_held_out_sequences"
             )
 
 

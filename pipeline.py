@@ -29,6 +29,7 @@ DATA = Path("data")
 LANGUAGE_MODEL_FILE = DATA / "language_model.json"
 ACTIVATIONS = DATA / "activations"
 SCRATCH = DATA / ".partial"
+SET_UPS = DATA / ".evaluation"
 MODELS = Path("models")
 RESULTS = Path("results")
 REPORTS = Path("reports")
@@ -120,14 +121,14 @@ def export(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure the trained variants with one benchmark, or with all."""
-    from evaluate.config import EvaluateConfig
+    from evaluate.benchmarks.registry import BENCHMARKS
     from evaluate.run import run
     from params import load_params
     from store.replace import check_settled
 
     check_settled(MODELS)
     profile = load_params(arguments.params).profile
-    for benchmark in [arguments.benchmark] if arguments.benchmark else EvaluateConfig.model_fields:
+    for benchmark in [arguments.benchmark] if arguments.benchmark else BENCHMARKS:
         run(
             profile.evaluate,
             benchmark=benchmark,
@@ -136,8 +137,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
             models_folder=MODELS,
             output=RESULTS / benchmark,
             scratch=SCRATCH / "evaluate",
+            set_ups=SET_UPS,
+            set_up_bytes=int(arguments.set_up_gib * 2**30),
             device=_device(arguments.device),
             reuse=not arguments.no_reuse,
+            scheduler=arguments.scheduler,
         )
 
 

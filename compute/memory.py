@@ -31,3 +31,15 @@ def _limits() -> list[int]:
         except (OSError, ValueError):
             continue  # no container, or `max`
     return limits
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that are free on the device just now: a GPU's own, else this machine's or container's; None if unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None  # no Linux
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*free, *_limits()]) if free else None

@@ -1,14 +1,21 @@
 """From trained SAEs to benchmark results, and from results to the report.
 
-config.py        its settings, one record per benchmark
-run.py           the stage: one benchmark over all variants
-reuse.py         results that need no measuring
-set_up.py        the language model and text that benchmarks share
-dependencies.py  what a result depends on: cards, held-out tokens
-results.py       the file a benchmark leaves
-sae_bench.py     our artefact as a sae-bench SAE
-publish.py       SAEs in a folder for a model hub
-benchmarks/      one file per benchmark: here one is added
-compare/         variants against the baseline
-report/          the page and the summary
+config.py               its settings, one record per benchmark
+run.py                  the stage: one benchmark over all variants
+task.py                 one SAE and one benchmark, here or on a worker
+reuse.py                results that need no measuring
+kept.py                 what SAEs share, kept on disk
+loaded_model.py         the language model as benchmarks use it
+dependencies.py         what a result depends on: cards, held-out tokens
+results.py              the files a benchmark leaves
+isolation.py            random states and the like, as before each benchmark
+bootstrap.py            sampling errors
+row_statistics.py       sums over held-out rows
+language_model_loss.py  losses with and without the SAE
+upper_layers.py         a language model run from the hook on
+sae_bench.py            our artefact as a sae-bench SAE
+publish.py              SAEs in a folder for a model hub
+benchmarks/             one file per benchmark: here one is added
+compare/                variants against the baseline
+report/                 the page and the summary
 """

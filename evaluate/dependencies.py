@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.benchmarks.registry import Benchmark
+from evaluate.benchmarks.benchmark import Benchmark
 from store.cache.manifest import Manifest
+from store.cache.paths import row_shard_path
 from store.errors import MismatchedCache, StoreError
 from store.files.protocol import Files
 from store.read.tokens import read_tokens
-from store.record import Record, plain
+from store.record import Record, digest, plain
 from store.replace import NOT_OURS
 from store.sae.artefact import SAECard, load_card
 
@@ -45,14 +46,15 @@ def fitting_card(folder: Path, manifest: Manifest) -> SAECard:
     return card
 
 
-def held_out_tokens(files: Files, manifest: Manifest, settings: Record) -> NDArray[np.uint32]:
-    """The held-out sequences that the settings ask for, (sequences, context), from the files of a cache."""
-    needed = max(value for name, value in settings if name.startswith("num_") and name.endswith("_sequences"))
+def held_out_tokens(files: Files, manifest: Manifest, *, needed: int) -> NDArray[np.uint32]:
+    """The first `needed` held-out sequences, (sequences, context), from the files of a cache."""
+    if needed == 0:
+        return np.empty((0, manifest.spec.context_length), dtype=np.uint32)
     tokens = read_tokens(files, manifest, split="held_out")
     if len(tokens) < needed:
         raise ValueError(
             f"expected at least {needed} held-out sequences for evaluate, the activation cache has {len(tokens)}. "
-            "Lower num_*_sequences in evaluate, or raise num_held_out_sequences in harvest"
+            "Lower the number of sequences in evaluate, or raise num_held_out_sequences in harvest"
         )
     return tokens[:needed]
 
@@ -63,7 +65,7 @@ def result_inputs(
     *,
     card: SAECard,
     manifest: Manifest,
-    held_out: NDArray[np.uint32] | None,
+    held_out: NDArray[np.uint32],
 ) -> dict[str, Any]:
     """Everything that the metrics of one variant depend on, as JSON; its digest is the result's key."""
     inputs: dict[str, Any] = {
@@ -71,13 +73,26 @@ def result_inputs(
         **benchmark.version.identity("version"),
         "settings": plain(settings),
         "weights_sha256": card.weights_sha256,
+        **benchmark.depends_on(settings),
     }
-    if held_out is not None:
+    if "language_model" in benchmark.needs:
         inputs |= {
             "hook": card.hook,
             "language_model": manifest.spec.model.identifying(),
             "compute_dtype": manifest.spec.compute_dtype,
+        }
+    if "held_out_tokens" in benchmark.needs:
+        inputs |= {
             "held_out_shape": list(held_out.shape),
             "held_out_sha256": hashlib.sha256(np.ascontiguousarray(held_out, dtype="<u4").tobytes()).hexdigest(),
         }
+    if "held_out_rows" in benchmark.needs:
+        inputs["held_out_rows_sha256"] = _rows_digest(manifest, card.hook)
     return inputs
+
+
+def _rows_digest(manifest: Manifest, hook: str) -> str:
+    """Digest of the held-out rows of a hook, by those of their files: the manifest alone is read."""
+    num_shards = manifest.spec.num_shards(manifest.split_sequences("held_out"))
+    names = [row_shard_path(hook, shard, "held_out") for shard in range(num_shards)]
+    return digest({"files": [manifest.files[name].sha256 for name in names if name in manifest.files]})

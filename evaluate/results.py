@@ -1,4 +1,7 @@
-"""The file that a benchmark leaves for one variant: results/<benchmark>/<variant>.json, format "result/1"."""
+"""The files that a benchmark leaves: results/<benchmark>/<variant>.json for each variant, format "result/2".
+
+Where a benchmark did not run, `_not_run.json` says why and what to do; no variant has such a name.
+"""
 
 import math
 from pathlib import Path
@@ -6,17 +9,21 @@ from typing import Any, Literal, Self
 
 from pydantic import JsonValue, ValidationError, model_validator
 
-from evaluate.benchmarks.context import Measurement
-from evaluate.benchmarks.registry import BENCHMARKS, Benchmark, wrong_metrics
+from evaluate.benchmarks.benchmark import Benchmark, Measurement, NotRun
+from evaluate.benchmarks.registry import BENCHMARKS, wrong_metrics
 from store.atomic import read_json, write_json
 from store.errors import DamagedFile, StoreError
+from store.identity import Count
 from store.record import Record, digest
+
+FORMAT = "result/2"
+NOT_RUN_FILE = "_not_run.json"
 
 
 class BenchmarkResult(Record):
     """Metrics of one benchmark on one variant, and the digest of everything that they depend on."""
 
-    format: Literal["result/1"]
+    format: Literal["result/2"]
     benchmark: str
     variant: str
     key: str
@@ -24,6 +31,12 @@ class BenchmarkResult(Record):
     inputs: dict[str, JsonValue]
     """What the metrics depend on: benchmark version and settings, SAE weights, held-out text, language model."""
     metrics: dict[str, float]
+    basis: dict[str, Count]
+    """On how much the metrics rest: numbers of rows, sequences, texts, tasks, latents."""
+    standard_errors: dict[str, float]
+    """Sampling error of some of the metrics: one standard deviation."""
+    remarks: list[str]
+    """Sentences about what is no score."""
     details: dict[str, JsonValue]
 
     @model_validator(mode="after")
@@ -32,6 +45,9 @@ class BenchmarkResult(Record):
             raise ValueError(f"expected key to be the digest of inputs, {digest(self.inputs)}, got {self.key}")
         if not self.metrics or not all(math.isfinite(value) for value in self.metrics.values()):
             raise ValueError(f"expected at least one metric, all finite, got {self.metrics}")
+        errors = self.standard_errors
+        if not all(math.isfinite(error) and error >= 0.0 for error in errors.values()):
+            raise ValueError(f"expected standard errors that are finite and not below zero, got {errors}")
         return self
 
     def detail_numbers(self, name: str) -> list[float]:
@@ -51,12 +67,15 @@ def make_result(
 ) -> BenchmarkResult:
     """The record of one measurement."""
     return BenchmarkResult(
-        format="result/1",
+        format="result/2",
         benchmark=benchmark.name,
         variant=variant,
         key=digest(inputs),
         inputs=inputs,
         metrics=measurement.metrics,
+        basis=measurement.basis,
+        standard_errors=measurement.standard_errors,
+        remarks=list(measurement.remarks),
         details=measurement.details,
     )
 
@@ -69,10 +88,10 @@ def write_result(folder: Path, result: BenchmarkResult) -> None:
 def read_result(path: Path) -> BenchmarkResult:
     """Reads and checks one result file; a StoreError names the file and what is wrong with it."""
     value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != "result/1":
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
         raise StoreError(
-            f'expected a benchmark result of format "result/1" in {path}, got {found!r}. '
+            f'expected a benchmark result of format "{FORMAT}" in {path}, got {found!r}. '
             "Remove the file and evaluate again"
         )
     try:
@@ -87,6 +106,32 @@ def read_result(path: Path) -> BenchmarkResult:
             f"expected the metrics of {result.benchmark} in {path}, but {problem}. Remove the file and evaluate again"
         )
     return result
+
+
+class NotRunRecord(Record):
+    """Why a benchmark was not run."""
+
+    format: Literal["not-run/1"] = "not-run/1"
+    benchmark: str
+    reason: str
+    advice: str
+
+
+def write_not_run(folder: Path, benchmark: str, why: NotRun) -> None:
+    """Writes down that a benchmark was not run, and why."""
+    write_json(folder / NOT_RUN_FILE, NotRunRecord(benchmark=benchmark, reason=why.reason, advice=why.advice))
+
+
+def read_not_run(folder: Path) -> NotRun | None:
+    """Why the benchmark of this folder of results was not run; None where it was. StoreError for a damaged record."""
+    path = folder / NOT_RUN_FILE
+    try:
+        record = NotRunRecord.model_validate(read_json(path))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise DamagedFile(f"{path} is not a whole record: {error}. Remove it and evaluate again") from error
+    return NotRun(record.reason, record.advice)
 
 
 def result_path(folder: Path, variant: str) -> Path:

@@ -1,38 +1,45 @@
 """`pipeline.py evaluate`: one benchmark over all variants; what is unchanged is reused, the rest measured."""
 
-import contextlib
 import dataclasses
-import importlib
+import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE
-from evaluate.benchmarks.registry import BENCHMARKS, Benchmark, measure
-from evaluate.config import EvaluateConfig
+from compute.cluster import connect, refuse_other_software, run_on_workers
+from compute.code_version import tell_if_edited
+from evaluate.benchmarks.benchmark import Benchmark, NotRun
+from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.benchmarks.registry import BENCHMARKS
+from evaluate.config import settings_of
 from evaluate.dependencies import all_cards, diverged_at, held_out_tokens, result_inputs
-from evaluate.results import make_result, write_result
+from evaluate.results import result_path, write_not_run
 from evaluate.reuse import remove_outdated, take_earlier, without_result
-from evaluate.set_up import set_up
+from evaluate.task import (
+    EvaluationTask,
+    Subject,
+    evaluation_software,
+    make_context,
+    measure_and_write,
+    run_task,
+    set_up,
+)
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import load_manifest
-from store.files.open import Place, open_files
+from store.files.open import CachePlace, Place, open_files, place_of
 from store.lease import exclusive_lock
 from store.record import Record
 from store.replace import check_target, replace_folder
-from store.sae.artefact import SAECard, load_sae
+from store.sae.artefact import SAECard
 
-
-class BenchmarkFailed(ValueError):
-    """A benchmark could not be completed on one variant."""
+DEFAULT_SET_UP_BYTES = 20 * 2**30
+"""What set-ups may take on disk between runs."""
 
 
 def run(
-    config: EvaluateConfig,
+    config: Record,
     *,
     benchmark: str,
     model: LanguageModelConfig,
@@ -40,44 +47,62 @@ def run(
     models_folder: Path,
     output: Path,
     scratch: Path,
+    set_ups: Path,
     device: str,
     reuse: bool,
+    set_up_bytes: int = DEFAULT_SET_UP_BYTES,
+    scheduler: str | None = None,
 ) -> None:
     """Writes `<output>/<variant>.json` for every variant in `models_folder` that did not diverge, and nothing else.
 
-    Of the cache only the manifest is read, and the held-out tokens where the benchmark needs the language model.
-    Results whose key is unchanged are taken over byte for byte from `scratch` (an interrupted run) or from earlier
-    outputs. The output folder is replaced at the end, by renames.
+    Where the benchmark is switched off or cannot run here, `<output>/_not_run.json` says why. Of the cache only the
+    manifest is read, and held-out tokens and rows where the benchmark needs them. Results whose key is unchanged are
+    taken over byte for byte from `scratch` (an interrupted run) or from earlier outputs. The output folder is replaced
+    at the end, by renames.
+
+    Args:
+        config: an EvaluateConfig.
+        set_ups: folder of what SAEs share, at most `set_up_bytes` of it after the run.
+        scheduler: of a Dask cluster whose workers measure; None measures here.
 
     Raises:
         BenchmarkFailed: a variant could not be measured; names it. Finished variants stay in `scratch`.
         StoreError: the cache, a model or the language model is not what the others were made with.
     """
-    entry = known_benchmark(benchmark)
-    settings: Record = getattr(config, benchmark)
+    entry, settings = known_benchmark(benchmark), settings_of(config, benchmark)
     own = scratch / benchmark
     with exclusive_lock(own):
         check_target(output, own)
         finished = own / "finished"
         finished.mkdir(exist_ok=True)
-        files = open_files(cache)
-        manifest = load_manifest(files)
-        held_out = held_out_tokens(files, manifest, settings) if entry.needs_language_model else None
-        wanted = {
-            variant: result_inputs(entry, settings, card=card, manifest=manifest, held_out=held_out)
-            for variant, card in all_cards(models_folder, manifest).items()
-            if not _is_left_out(benchmark, card)
-        }
-        remove_outdated(finished, wanted)
-        missing = without_result(finished, wanted)
-        if reuse and missing:
-            take_earlier(finished, missing, output=str(output))
-            missing = without_result(finished, wanted)
-        for variant in (name for name in wanted if name not in missing):
-            print(f"evaluate {benchmark}: {variant} is unchanged and reused", file=sys.stderr)
+        if settings is None:
+            why = NotRun(f"evaluate.{benchmark} is null in params.yaml.", "Give it settings there to run it.")
+            _leave_out(entry, why, finished, output)
+            return
+        subject = Subject(
+            benchmark=benchmark, settings=settings, model=model, cache=_anywhere(cache),
+            models_folder=models_folder.resolve(), variants=(), set_ups=set_ups.resolve(),
+            set_up_bytes=set_up_bytes, device=device,
+        )  # fmt: skip
+        missing = _missing(entry, subject, finished, output=output, reuse=reuse)
         if missing:
-            context = set_up(model, manifest, held_out, torch.device(device)) if held_out is not None else None
-            _measure_all(entry, settings, missing, context, models_folder=models_folder, finished=finished)
+            subject = dataclasses.replace(subject, variants=tuple(missing))
+            context = make_context(subject)
+            if "language_model" in entry.needs:
+                print(f"evaluate {benchmark}: the language model is in {context.model_folder}", file=sys.stderr)
+            why_not = entry.not_run(settings, context)
+            if why_not is not None:
+                _leave_out(entry, why_not, finished, output)
+                return
+            tell_if_edited(entry.version, stage=f"evaluate {benchmark}", where=f"evaluate/benchmarks/{benchmark}.py")
+            tasks = [
+                EvaluationTask(
+                    subject, variant, finished.resolve(), own.resolve() / "stop", evaluation_software(benchmark)
+                )
+                for variant in missing
+            ]
+            _measure(entry, tasks, context, scheduler=scheduler)
+            context.kept.make_room()
         replace_folder(finished, output)
 
 
@@ -88,6 +113,40 @@ def known_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
+def _anywhere(cache: Place) -> Place:
+    """The place in words that another process understands."""
+    return place_of(cache).absolute() if isinstance(cache, (CachePlace, Path, str)) else cache
+
+
+def _leave_out(benchmark: Benchmark, why: NotRun, finished: Path, output: Path) -> None:
+    """Writes down, and says, that the benchmark is not run."""
+    for path in finished.iterdir():
+        path.unlink()
+    print(f"evaluate {benchmark.name}: not run. {why.reason} {why.advice}", file=sys.stderr)
+    write_not_run(finished, benchmark.name, why)
+    replace_folder(finished, output)
+
+
+def _missing(benchmark: Benchmark, subject: Subject, finished: Path, *, output: Path, reuse: bool) -> list[str]:
+    """The variants that have to be measured; results that are unchanged are in `finished` afterwards."""
+    files = open_files(subject.cache)
+    manifest = load_manifest(files)
+    held_out = held_out_tokens(files, manifest, needed=benchmark.num_held_out_sequences(subject.settings))
+    wanted = {
+        variant: result_inputs(benchmark, subject.settings, card=card, manifest=manifest, held_out=held_out)
+        for variant, card in all_cards(subject.models_folder, manifest).items()
+        if not _is_left_out(benchmark.name, card)
+    }
+    remove_outdated(finished, wanted)
+    missing = without_result(finished, wanted)
+    if reuse and missing:
+        take_earlier(finished, missing, output=str(output))
+        missing = without_result(finished, wanted)
+    for variant in (name for name in wanted if name not in missing):
+        print(f"evaluate {benchmark.name}: {variant} is unchanged and reused", file=sys.stderr)
+    return list(missing)
+
+
 def _is_left_out(benchmark: str, card: SAECard) -> bool:
     """Whether there is nothing to measure; says so."""
     step = diverged_at(card)
@@ -96,43 +155,51 @@ def _is_left_out(benchmark: str, card: SAECard) -> bool:
     return step is not None
 
 
-def _measure_all(
-    benchmark: Benchmark,
-    settings: Record,
-    missing: Mapping[str, dict[str, Any]],
-    context: BenchmarkContext | None,
-    *,
-    models_folder: Path,
-    finished: Path,
+def _measure(
+    benchmark: Benchmark, tasks: Sequence[EvaluationTask], context: BenchmarkContext, *, scheduler: str | None
 ) -> None:
-    """Measures each missing variant and writes its result at once, so that a killed run continues after it."""
-    per_variant: int = importlib.import_module(benchmark.module).num_batches(settings)
-    with tqdm(total=per_variant * len(missing), desc=f"evaluate {benchmark.name}", unit="batch") as progress:
-        counted = context and dataclasses.replace(context, on_batch=progress.update)
-        for done, (variant, inputs) in enumerate(missing.items()):
-            progress.set_postfix_str(variant)
-            with _failures_named(benchmark.name, variant):
-                weights, card = load_sae(models_folder / variant)
-                measurement = measure(benchmark, EvaluatedSAE(variant, weights, card), settings, counted)
-                write_result(finished, make_result(benchmark, variant, inputs, measurement))
+    """Sets up once, here, and measures each SAE here or on the workers, which find the set-up on disk."""
+    print(f"evaluate {benchmark.name}: sets up for {len(tasks)} SAEs", file=sys.stderr)
+    with tqdm(desc=f"evaluate {benchmark.name}, set-up", unit="step") as progress:
+        shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=progress.update))
+    if scheduler is None:
+        _measure_here(benchmark, tasks, context, shared)
+    else:
+        _measure_on_workers(benchmark, tasks, scheduler)
+
+
+def _measure_here(
+    benchmark: Benchmark, tasks: Sequence[EvaluationTask], context: BenchmarkContext, shared: object
+) -> None:
+    per_variant = benchmark.num_steps(tasks[0].subject.settings)
+    with tqdm(total=per_variant * len(tasks), desc=f"evaluate {benchmark.name}", unit="step") as progress:
+        counted = dataclasses.replace(context, progress=progress.update)
+        for done, task in enumerate(tasks):
+            progress.set_postfix_str(task.variant)
+            measure_and_write(task, counted, shared)
             progress.update(per_variant * (done + 1) - progress.n)
 
 
-@contextlib.contextmanager
-def _failures_named(benchmark: str, variant: str) -> Iterator[None]:
-    """Names the variant on which a benchmark failed.
+def _measure_on_workers(benchmark: Benchmark, tasks: Sequence[EvaluationTask], scheduler: str) -> None:
+    with (
+        connect(scheduler) as client,
+        tqdm(total=len(tasks), desc=f"evaluate {benchmark.name}", unit="SAE") as progress,
+    ):
 
-    A benchmark fails in two ways: something it was given cannot be used (ValueError: a damaged SAE, too little text, a
-    metric that is not finite), or the GPU's memory does not suffice. All else is a bug or the machine's, and passes as
-    it is; the results that are finished are written already.
-    """
-    kept = "No result was written for it; finished variants are kept, so running again continues here"
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise BenchmarkFailed(
-            f"benchmark {benchmark} ran out of the GPU's memory on variant {variant}. Lower its batch size in "
-            f"evaluate.{benchmark}, or use a larger GPU. {kept}"
-        ) from error
-    except ValueError as error:
-        raise BenchmarkFailed(f"benchmark {benchmark} failed on variant {variant}: {error}. {kept}") from error
+        def count() -> None:
+            done = sum(result_path(task.finished, task.variant).exists() for task in tasks)
+            progress.update(done - progress.n)
+
+        software = functools.partial(evaluation_software, benchmark.name)
+        refuse_other_software(client, tasks[0].software, software)
+        stopped = run_on_workers(
+            client,
+            run_task,
+            tasks,
+            stop_file=tasks[0].stop_file,
+            describe=lambda task: f"benchmark {benchmark.name} on {task.variant}",
+            on_wait=count,
+        )
+        count()
+    if stopped is not None:
+        raise SystemExit(f"evaluate: {stopped}. Finished variants are kept: run the same command again to continue")

@@ -32,6 +32,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="7f8d1ed5b304e3b9d623bd52e03047bb2fc8a758abea5871dad1e85e8546269b",
+    code_sha256="fd3d2195097b8c553ae3285f256c5a1c2c975a9e267e36794e11fae5960c7f1c",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -28,10 +28,14 @@ def module_file(module: str) -> Path | None:
 
 
 @cache
-def imported_modules(path: Path) -> frozenset[str]:
-    """Every module that a file names in an import, wherever the import stands: at the top, in a function, for types."""
+def imported_modules(path: Path, *, at_the_top: bool = False) -> frozenset[str]:
+    """Every module that a file names in an import, wherever the import stands: at the top, in a function, for types.
+
+    `at_the_top`: only those that are imported with the file.
+    """
     found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    tree = ast.parse((ROOT / path).read_text())
+    for node in tree.body if at_the_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -43,21 +47,24 @@ def imported_modules(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def imported_files(path: Path) -> set[Path]:
+def imported_files(path: Path, *, at_the_top: bool = False) -> set[Path]:
     """Our files that a file imports; a package's __init__ holds words only and is left out."""
-    files = {module_file(module) for module in imported_modules(path)}
+    files = {module_file(module) for module in imported_modules(path, at_the_top=at_the_top)}
     return {file for file in files if file is not None and file.name != "__init__.py"} - {path}
 
 
-def closure(starts: Iterable[Path]) -> set[Path]:
-    """The files themselves and all that they import, directly or through others."""
+def closure(starts: Iterable[Path], *, at_the_top: frozenset[Path] = frozenset()) -> set[Path]:
+    """The files themselves and all that they import, directly or through others.
+
+    `at_the_top`: folders of whose files only what is imported with them counts.
+    """
     seen: set[Path] = set()
     waiting = list(starts)
     while waiting:
         path = waiting.pop()
         if path not in seen:
             seen.add(path)
-            waiting += imported_files(path)
+            waiting += imported_files(path, at_the_top=path.parent in at_the_top)
     return seen
 
 

@@ -24,11 +24,8 @@ VERSIONS: dict[str, tuple[CodeVersion, str]] = {
     "harvest/version.py": (HARVEST_VERSION, "harvest/run.py"),
     "train/version.py": (TRAIN_VERSION, "train/task.py"),
 } | {
-    f"evaluate/benchmarks/registry.py, {benchmark.name}": (
-        benchmark.version,
-        f"{benchmark.module.replace('.', '/')}.py",
-    )
-    for benchmark in BENCHMARKS.values()
+    f"evaluate/benchmarks/{name}.py": (benchmark.version, f"evaluate/benchmarks/{name}.py")
+    for name, benchmark in BENCHMARKS.items()
 }
 """Where a version stands, and the file from which all that it speaks of is imported."""
 
@@ -45,6 +42,36 @@ SHARED = {
     "store/record_file.py": "a record that is read is the one that was written, by its digest",
     "store/replace.py": "how folders are put in place, not what is in them",
 }
+_OF_BENCHMARKS = {
+    "compute/code_version.py": "this very mechanism",
+    "compute/memory.py": "refuses, or does not",
+    "evaluate/kept.py": "what is found is what was kept, by its digest",
+    "language_model/config.py": "settings are part of a result's inputs",
+    "language_model/identity.py": "names the model in a result's inputs, and changes nothing that it computes",
+    "language_model/memory.py": "remembers what holds for the same files only",
+    "store/atomic.py": "how files are put in place, not what is in them",
+    "store/cache": "what is read from a cache is checked against its manifest",
+    "store/codec": "what is read from a cache is checked against checksums",
+    "store/errors.py": "words",
+    "store/files": "whatever it reads is compared with checksums",
+    "store/identity.py": "names and limits of fields",
+    "store/lease.py": "who may write, not what",
+    "store/machine.py": "what errors of the machine are, in words",
+    "store/process.py": "which process holds a lease",
+    "store/read": "what is read from a cache is checked against checksums",
+    "store/record.py": "a change would change every key",
+    "store/record_file.py": "a record that is read is the one that was written, by its digest",
+    "store/replace.py": "how folders are put in place, not what is in them",
+    "store/sae/artefact.py": "weights are checked against the digest that is part of a result's inputs",
+}
+"""Of all benchmarks."""
+_WITHOUT_LANGUAGE_MODEL = {
+    "evaluate/benchmarks/context.py": "what it offers is not used",
+    "evaluate/loaded_model.py": "no language model is loaded",
+    "language_model": "no language model is loaded",
+    "store/sae/weights.py": "what the type holds; nothing is encoded",
+}
+"""Of benchmarks that need none."""
 WAIVED = {
     "harvest/version.py": SHARED
     | {
@@ -67,18 +94,9 @@ WAIVED = {
         "train/version.py": "the version itself",
     },
 } | {
-    f"evaluate/benchmarks/registry.py, {name}": {
-        "evaluate/config.py": "settings are part of a result's inputs",
-        "store/atomic.py": "how files are put in place, not what is in them",
-        "store/errors.py": "words",
-        "store/identity.py": "names and limits of fields",
-        "store/machine.py": "what errors of the machine are, in words",
-        "store/record.py": "a change would change every key",
-        "store/record_file.py": "a record that is read is the one that was written, by its digest",
-        "store/sae/artefact.py": "weights are checked against the digest that is part of a result's inputs",
-    }
-    | ({"store/sae/weights.py": "what the type holds; nothing is encoded"} if name == "geometry" else {})
-    for name in BENCHMARKS
+    f"evaluate/benchmarks/{name}.py": _OF_BENCHMARKS
+    | ({} if "language_model" in benchmark.needs else _WITHOUT_LANGUAGE_MODEL)
+    for name, benchmark in BENCHMARKS.items()
 }
 """Files that are imported and do not decide results, each with its reason."""
 
@@ -104,9 +122,16 @@ def test_every_file_that_a_result_comes_through_is_in_the_list_or_waived_with_a_
 @pytest.mark.parametrize("where", VERSIONS)
 def test_no_waiver_and_no_entry_is_left_over(where: str) -> None:
     version, start = VERSIONS[where]
-    reached = closure([Path(start), Path("evaluate/set_up.py")] if "evaluate" in where else [Path(start)])
-    for name in (*version.files, *WAIVED[where]):
+    reached = closure([Path(start)])
+    shared = _OF_BENCHMARKS if where.startswith("evaluate/") else {}
+    for name in (*version.files, *(name for name in WAIVED[where] if name not in shared)):
         assert reached & set(python_files((name,))), f"{name} is imported by nothing that {start} imports"
+
+
+def test_no_waiver_of_all_benchmarks_is_left_over() -> None:
+    reached = closure([Path(start) for _, start in VERSIONS.values() if start.startswith("evaluate/")])
+    for name in _OF_BENCHMARKS:
+        assert reached & set(python_files((name,))), f"{name} is imported by no benchmark"
 
 
 @pytest.fixture

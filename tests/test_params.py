@@ -157,7 +157,7 @@ MISTAKES = {
     "more held-out text than there is": (
         "num_sparsity_sequences: 192",
         "num_sparsity_sequences: 1024",
-        r"core\.num_sparsity_sequences: expected at most harvest\.num_held_out_sequences = 512, got 1024",
+        r"evaluate\.core: expected at most harvest\.num_held_out_sequences = 512 sequences to be read, got 1024",
     ),
     "a single latent": ("d_sae: 384", "d_sae: 1", r"train\.d_sae: expected 2 to 16777216 latents, got 1"),
     "sequences without a row to predict": (

@@ -2,6 +2,7 @@
 
 page.py            the page and the summary
 inputs.py          all that it is made from, checked
+benchmark_tables.py  all metrics, a table per benchmark
 metrics.py         the columns of its table
 text.py            which sentences it has, and their order
 findings.py        the sentences

@@ -38,18 +38,18 @@ class FigureGroup:
 
 def all_figures(inputs: ReportInputs, shown: Sequence[str]) -> list[FigureGroup]:
     """The figures in reading order. Those that have a line or strip per variant have the variants `shown` alone."""
-    trade_off = _trade_off(inputs)
+    has_core, has_geometry = "core" in inputs.results, "geometry" in inputs.results
+    trade_off = _trade_off(inputs) if has_core else ()
     inputs = inputs.only(shown)
-    return [
+    geometry = (_penalty(inputs), _excess(inputs)) if has_geometry else ()
+    cosines = (_cosines(inputs), _max_cosines(inputs)) if has_geometry else ()
+    firing = (_firing(inputs),) if has_core else ()
+    groups = [
         FigureGroup("Quality against sparsity", trade_off),
-        FigureGroup(
-            "The penalty over training", (_lambda(inputs), _penalty(inputs), _excess(inputs), _nearest(inputs))
-        ),
-        FigureGroup(
-            "The latents",
-            (_cosines(inputs), _max_cosines(inputs), _firing(inputs), _training_l0(inputs)),
-        ),
+        FigureGroup("The penalty over training", (_lambda(inputs), *geometry, _nearest(inputs))),
+        FigureGroup("The latents", (*cosines, *firing, _training_l0(inputs))),
     ]
+    return [group for group in groups if group.figures]
 
 
 def _legend(inputs: ReportInputs) -> tuple[tuple[str, str], ...]:

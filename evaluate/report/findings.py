@@ -8,6 +8,7 @@ from typing import Literal
 from evaluate.compare.matched_l0 import MATCHED_L0_WITHIN, differing_sparsity
 from evaluate.compare.seeds import SeedGroup
 from evaluate.compare.treatments import BASELINE
+from evaluate.compare.uncertainty import Estimate, leaders
 from evaluate.report.metrics import best
 
 DEAD_L0 = 0.01  # fewer active latents per row than this: the SAE outputs its bias
@@ -109,21 +110,39 @@ def baseline_sparsity_finding(l0: float, *, outliers: bool = False) -> Finding |
     )
 
 
-def reconstruction_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding:
-    """Which variant is best on the language model's loss, with the losses behind the score."""
-    winners = best("core/ce_loss_score", metrics)
-    top = metrics[winners[0]]
-    text = (
-        f"Best on CE recovered: {listed(winners)}, {top['core/ce_loss_score']:.4f} (cross-entropy "
-        f"{top['core/ce_loss_with_sae']:.4f} with the SAE, {top['core/ce_loss_without_sae']:.4f} without, "
-        f"{top['core/ce_loss_with_ablation']:.4f} with the activation set to zero)."
+def reconstruction_finding(metrics: Mapping[str, Mapping[str, float]], treatments: Mapping[str, Estimate]) -> Finding:
+    """Which treatment is best on the language model's loss, where one is; with the losses behind the score.
+
+    Args:
+        metrics: by variant.
+        treatments: CE recovered of each treatment (mean over its seeds), by the first of its variants.
+    """
+    first, *level = leaders(treatments, "higher")
+    top = metrics[first]
+    losses = (
+        f"cross-entropy {top['core/ce_loss_with_sae']:.4f} with the SAE, {top['core/ce_loss_without_sae']:.4f} "
+        f"without, {top['core/ce_loss_with_ablation']:.4f} with the activation set to zero"
     )
-    if BASELINE in metrics and BASELINE not in winners:
+    if level:
+        others = listed([f"{name} {with_error(treatments[name])}" for name in level])
+        return Finding(
+            "result",
+            f"No variant is best on CE recovered for sure: {first} has {with_error(treatments[first])} ({losses}), and "
+            f"{others} {'is' if len(level) == 1 else 'are'} within the uncertainty of the difference.",
+        )
+    text = f"Best on CE recovered: {first}, {with_error(treatments[first])} ({losses})."
+    if BASELINE in metrics and first != BASELINE:
         base = metrics[BASELINE]
         gain = top["core/ce_loss_score"] - base["core/ce_loss_score"]
         text += f" The baseline has {base['core/ce_loss_score']:.4f}, {gain:.4f} less, at an L0 of "
         text += f"{number(base['core/l0'])} against {number(top['core/l0'])}."
     return Finding("result", text)
+
+
+def with_error(value: Estimate) -> str:
+    """A score with its standard error, where that is known."""
+    error = "" if value.standard_error is None else f" +- {value.standard_error:.4f}"
+    return f"{value.value:.4f}{error}"
 
 
 def loss_gap_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding | None:

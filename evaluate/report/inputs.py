@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from evaluate.benchmarks.benchmark import NotRun
 from evaluate.benchmarks.registry import BENCHMARKS
-from evaluate.config import EvaluateConfig
+from evaluate.config import settings_of
 from evaluate.dependencies import diverged_at, fitting_card, held_out_tokens, result_inputs
-from evaluate.results import BenchmarkResult, read_result, result_path
+from evaluate.results import BenchmarkResult, read_not_run, read_result, result_path
 from store.cache.manifest import Manifest, load_manifest
 from store.errors import StoreError
 from store.files.open import Place, open_files
@@ -31,7 +32,9 @@ class ReportInputs:
     decoders: dict[str, Tensor]
     """W_dec (F, d)."""
     results: dict[str, dict[str, BenchmarkResult]]
-    """By benchmark, then by variant."""
+    """By benchmark, then by variant; benchmarks that were not run are missing."""
+    not_run: dict[str, NotRun] = field(default_factory=dict)
+    """Benchmarks that are switched off or cannot run here, with the reason and what to do."""
     diverged: dict[str, int] = field(default_factory=dict)
     """Variants whose training diverged, with the step. They have no metrics and are in nothing above."""
 
@@ -47,8 +50,20 @@ class ReportInputs:
             logs=some(self.logs),
             decoders=some(self.decoders),
             results={benchmark: some(results) for benchmark, results in self.results.items()},
+            not_run=self.not_run,
             diverged=self.diverged,
         )
+
+    def standard_errors(self) -> dict[str, dict[str, float]]:
+        """Sampling errors by variant, under `<benchmark>/<metric>`, of the metrics that have one."""
+        return {
+            variant: {
+                f"{benchmark}/{metric}": error
+                for benchmark, by_variant in self.results.items()
+                for metric, error in by_variant[variant].standard_errors.items()
+            }
+            for variant in self.cards
+        }
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics of all benchmarks by variant, under `<benchmark>/<metric>`."""
@@ -63,7 +78,7 @@ class ReportInputs:
 
 
 def gather(
-    config: EvaluateConfig,
+    config: Record,
     *,
     variants: Sequence[str],
     models_folder: Path,
@@ -91,20 +106,39 @@ def gather(
     for name in cards:
         decoders[name] = load_sae(models_folder / name)[0].W_dec
         logs[name] = read_log(models_folder / name)
-    wanted = {name: _inputs(name, config, files, manifest, cards) for name in BENCHMARKS}
+    not_run = {name: why for name in BENCHMARKS if (why := _why_not_run(name, config, results_folder)) is not None}
+    wanted = {
+        name: _inputs(name, settings, files, manifest, cards)
+        for name in BENCHMARKS
+        if name not in not_run and (settings := settings_of(config, name)) is not None
+    }
     results = _results(results_folder, wanted)
     return ReportInputs(
-        manifest=manifest, cards=cards, logs=logs, decoders=decoders, results=results, diverged=diverged
+        manifest=manifest,
+        cards=cards,
+        logs=logs,
+        decoders=decoders,
+        results=results,
+        not_run=not_run,
+        diverged=diverged,
     )
 
 
+def _why_not_run(benchmark: str, config: Record, results_folder: Path) -> NotRun | None:
+    """Why there are no results of a benchmark; None where there must be some."""
+    why = read_not_run(results_folder / benchmark)
+    is_off = settings_of(config, benchmark) is None
+    if is_off and why is None:
+        return NotRun(f"evaluate.{benchmark} is null in params.yaml.", "Give it settings there to run it.")
+    return why
+
+
 def _inputs(
-    benchmark: str, config: EvaluateConfig, files: Files, manifest: Manifest, cards: Mapping[str, SAECard]
+    benchmark: str, settings: Record, files: Files, manifest: Manifest, cards: Mapping[str, SAECard]
 ) -> dict[str, dict[str, Any]]:
     """What the result of each variant must have been made from."""
     entry = BENCHMARKS[benchmark]
-    settings: Record = getattr(config, benchmark)
-    held_out = held_out_tokens(files, manifest, settings) if entry.needs_language_model else None
+    held_out = held_out_tokens(files, manifest, needed=entry.num_held_out_sequences(settings))
     return {
         name: result_inputs(entry, settings, card=card, manifest=manifest, held_out=held_out)
         for name, card in cards.items()

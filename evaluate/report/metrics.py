@@ -1,13 +1,16 @@
-"""The columns of the report's table, and how a value compares with the baseline's."""
+"""The columns of the report's tables, and how a value compares with the baseline's."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# Differences below this share of the baseline's value are not called better or worse: one seed cannot tell them apart.
-SAME_WITHIN = 0.01
+from evaluate.benchmarks.benchmark import Better
+from evaluate.benchmarks.registry import BENCHMARKS
+from evaluate.compare.uncertainty import Estimate, differs
 
-Better = Literal["higher", "lower", "neither"]
+SAME_WITHIN = 0.01
+"""Of the baseline's value: where nothing is known about the error of a metric, smaller differences are called none."""
+
 Verdict = Literal["baseline", "better", "worse", "same", "neutral"]
 
 
@@ -17,42 +20,47 @@ class Metric:
 
     key: str
     label: str
-    better: Better
     digits: int
     meaning: str
+
+    @property
+    def better(self) -> Better:
+        """Which direction is the good one."""
+        benchmark, name = self.key.split("/")
+        return BENCHMARKS[benchmark].metrics[name]
 
 
 METRICS: tuple[Metric, ...] = (
     Metric(
-        "core/explained_variance", "Explained variance", "higher", 4,
+        "core/explained_variance", "Explained variance", 4,
         "1 - sum ||x - x_hat||^2 / sum ||x - mean x||^2 over held-out rows. 1 is perfect, 0 is as good as the mean.",
     ),
     Metric(
-        "core/ce_loss_score", "CE recovered", "higher", 4,
+        "core/ce_loss_score", "CE recovered", 4,
         "Share of the language model's loss that is recovered when the SAE's output replaces the activation, between "
-        "setting the activation to zero (0) and leaving it alone (1).",
+        "setting the activation to zero (0) and leaving it alone (1). Predictions made from BOS are left out.",
     ),
     Metric(
-        "core/kl_div_with_sae", "KL with SAE", "lower", 4,
+        "core/kl_div_with_sae", "KL with SAE", 4,
         "Divergence, in nats per token, of the language model's predictions with the SAE from those without it.",
     ),
-    Metric("core/l0", "L0", "neither", 1, "Mean number of latents above zero per row. Compare variants of similar L0."),
-    Metric("core/mse", "MSE", "lower", 2, "Mean of ||x - x_hat||^2 over rows, in the units of the raw activations."),
-    Metric("core/num_dead_latents", "Dead latents", "lower", 0, "Latents that never fire on the held-out rows."),
+    Metric("core/l0", "L0", 1, "Mean number of latents above zero per row. Compare variants of similar L0."),
+    Metric("core/mse", "MSE", 2, "Mean of ||x - x_hat||^2 over rows, in the units of the raw activations."),
+    Metric("core/num_dead_latents", "Dead latents", 0, "Latents that never fire on the held-out rows."),
     Metric(
-        "geometry/penalty", "P", "lower", 1,
+        "geometry/penalty", "P", 1,
         "The orthogonality penalty ||G - I||^2 over decoder directions: the sum of squared cosines over ordered pairs.",
     ),
     Metric(
-        "geometry/mean_abs_cosine", "Mean |cos|", "lower", 4,
+        "geometry/mean_abs_cosine", "Mean |cos|", 4,
         "Mean absolute cosine over all pairs of decoder directions.",
     ),
     Metric(
-        "geometry/mean_max_cosine", "Mean max cos", "lower", 4,
+        "geometry/mean_max_cosine", "Mean max cos", 4,
         "Mean over latents of the cosine with the nearest other latent. Near-duplicates bring it close to 1.",
     ),
     Metric(
-        "geometry/effective_rank", "Effective rank", "neither", 1,
+        "geometry/effective_rank", "Effective rank", 1,
         "Number of dimensions that the decoder directions fill evenly; at most min(d_sae, d_model).",
     ),
 )  # fmt: skip
@@ -63,29 +71,46 @@ class Cell:
     """One value and how it compares."""
 
     value: float
+    standard_error: float | None
     difference: float | None
     """Minus the baseline's; None for the baseline itself."""
     verdict: Verdict
 
 
-def table_row(metrics: Mapping[str, float], baseline: Mapping[str, float] | None) -> dict[str, Cell]:
+def columns(benchmarks: Collection[str]) -> tuple[Metric, ...]:
+    """The columns of the main table, of benchmarks that were run."""
+    return tuple(metric for metric in METRICS if metric.key.split("/")[0] in benchmarks)
+
+
+def table_row(
+    metrics: Mapping[str, Estimate], baseline: Mapping[str, Estimate] | None, shown: Collection[Metric]
+) -> dict[str, Cell]:
     """The cells of one variant. `baseline` None marks the baseline itself, or that there is none to compare with."""
     cells = {}
-    for metric in METRICS:
+    for metric in shown:
         value = metrics[metric.key]
         if baseline is None:
-            cells[metric.key] = Cell(value, None, "baseline")
+            cells[metric.key] = Cell(value.value, value.standard_error, None, "baseline")
             continue
-        difference = value - baseline[metric.key]
-        cells[metric.key] = Cell(value, difference, verdict(metric.better, difference, baseline[metric.key]))
+        other = baseline[metric.key]
+        cells[metric.key] = Cell(
+            value.value, value.standard_error, value.value - other.value, verdict(metric.better, value, other)
+        )
     return cells
 
 
-def verdict(better: Better, difference: float, reference: float) -> Verdict:
-    """Better, worse, or the same within `SAME_WITHIN` of the reference; neutral where neither direction is better."""
+def verdict(better: Better, value: Estimate, reference: Estimate) -> Verdict:
+    """Better or worse where the difference exceeds its uncertainty, else the same; neutral where neither is better.
+
+    Where nothing is known about the uncertainty, it is taken to be `SAME_WITHIN` of the reference.
+    """
     if better == "neither":
         return "neutral"
-    if abs(difference) <= SAME_WITHIN * abs(reference):
+    difference = value.value - reference.value
+    sure = differs(value, reference)
+    if sure is None:
+        sure = abs(difference) > SAME_WITHIN * abs(reference.value)
+    if not sure:
         return "same"
     return "better" if (difference > 0) == (better == "higher") else "worse"
 

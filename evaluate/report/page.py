@@ -3,8 +3,9 @@
 The same inputs give the same bytes: no time, no host, no path of this machine.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,25 @@ from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.shared_latents import chance_best_match, shared_latents
 from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shared_and_own, shown_in_full
-from evaluate.config import EvaluateConfig
+from evaluate.compare.uncertainty import SURE, Estimate, estimates_of_variants
+from evaluate.report.benchmark_tables import as_csv, benchmark_tables, cells, headline_columns, numbers
 from evaluate.report.figures import all_figures
-from evaluate.report.findings import listed, number
+from evaluate.report.findings import listed
 from evaluate.report.inputs import ReportInputs, gather
-from evaluate.report.metrics import METRICS, SAME_WITHIN, table_row
+from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
 from store.cache.text_account import TextAccount, account_lines
 from store.files.open import Place
-from store.record import plain
+from store.record import Record, plain
 
 _FOLDER = Path(__file__).parent / "templates"
+_KEY_METRICS = (
+    ("core/l0", "L0", 1),
+    ("core/explained_variance", "explained variance", 3),
+    ("core/ce_loss_score", "CE recovered", 3),
+)
 QUESTION = (
     "Does a penalty that makes the decoder directions of a sparse autoencoder more orthogonal give better features, "
     "and should its strength lambda be fixed, scheduled or learned?"
@@ -34,7 +41,7 @@ QUESTION = (
 
 
 def run(
-    config: EvaluateConfig,
+    config: Record,
     *,
     variants: list[str],
     models_folder: Path,
@@ -61,6 +68,9 @@ def run(
     summary = render("summary.md.j2", data)
     write_bytes(output / "report.html", page.encode())
     write_bytes(output / "report.md", summary.encode())
+    records = numbers(inputs)
+    write_bytes(output / "metrics.csv", as_csv(records).encode())
+    write_bytes(output / "metrics.json", (json.dumps(records, indent=1) + "\n").encode())
     return output / "report.html"
 
 
@@ -77,12 +87,21 @@ def render(template: str, data: Mapping[str, Any]) -> str:
     environment.filters["md"] = markdown_text
     environment.filters["digits"] = with_digits
     environment.filters["signed"] = lambda value, digits: with_digits(value, digits, sign="+")
+    environment.filters["figures"] = significant
+    environment.filters["signed_figures"] = lambda value: significant(value, sign="+")
     return environment.get_template(template).render(data)
 
 
 def markdown_text(value: object) -> str:
     """`value` as literal text inside a Markdown paragraph or table cell."""
     return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(str(value).split()))
+
+
+def significant(value: float, digits: int = 4, sign: str = "") -> str:
+    """A number with so many significant digits; a large one whole, with separators."""
+    if abs(value) >= 10.0**digits:
+        return f"{value:{sign},.0f}"
+    return f"{value:{sign}.{digits}g}"
 
 
 def with_digits(value: float, digits: int, sign: str = "") -> str:
@@ -99,6 +118,8 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
     reference = {name: baseline_of(name, cards) for name in cards}
     first = next(iter(cards.values()))
     groups = seed_groups(cards, metrics)
+    estimates = estimates_of_variants(groups, metrics, inputs.standard_errors())
+    shown_metrics, headlines = columns(inputs.results), headline_columns(inputs)
     shown = shown_in_full(cards)
     common, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
     return {
@@ -108,9 +129,13 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         "style": (_FOLDER / "page.css").read_text(),
         "first": first,
         "findings": findings(inputs),
-        "metrics": METRICS,
+        "metrics": shown_metrics,
+        "headlines": headlines,
+        "headline_rows": {name: cells(headlines, name, estimates, reference) for name in cards},
+        "tables": benchmark_tables(inputs, estimates, reference),
         "same_within": f"{SAME_WITHIN:.0%}",
-        "rows": [_row(index, name, metrics, reference[name]) for index, name in enumerate(cards)],
+        "sure": f"{SURE:g}",
+        "rows": [_row(index, name, estimates, reference[name], shown_metrics) for index, name in enumerate(cards)],
         "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
         "shown": "" if len(shown) == len(cards) else listed(shown),
         "figure_groups": all_figures(inputs, shown),
@@ -120,8 +145,8 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         "common_settings": sorted(flat(common).items()),
         "training_facts": training_facts(inputs),
         "data_facts": data_facts(inputs),
-        "benchmarks": list(BENCHMARKS.values()),
-        "not_run": NOT_RUN_YET,
+        "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
+        "planned": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
     }
 
@@ -149,15 +174,36 @@ def key_numbers(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Variants", str(len(metrics))),
         ("Seeds", str(len({card.seed for card in cards}))),
         ("Rows trained on", f"{max(card.num_training_rows for card in cards):,}"),
-        (f"{name}: L0", number(metrics[name]["core/l0"])),
-        (f"{name}: explained variance", f"{metrics[name]['core/explained_variance']:.3f}"),
-        (f"{name}: CE recovered", f"{metrics[name]['core/ce_loss_score']:.3f}"),
+        *(
+            (f"{name}: {label}", f"{metrics[name][key]:.{digits}f}")
+            for key, label, digits in _KEY_METRICS
+            if key in metrics[name]
+        ),
     ]
 
 
-def _row(index: int, name: str, metrics: Mapping[str, Mapping[str, float]], other: str | None) -> dict[str, Any]:
-    cells = table_row(metrics[name], None if other in (None, name) else metrics[str(other)])
-    return {"name": name, "colour": series_class(index), "reference": other, "cells": cells}
+def _row(
+    index: int,
+    name: str,
+    estimates: Mapping[str, Mapping[str, Estimate]],
+    other: str | None,
+    shown: Collection[Metric],
+) -> dict[str, Any]:
+    row = table_row(estimates[name], None if other in (None, name) else estimates[str(other)], shown)
+    return {"name": name, "colour": series_class(index), "reference": other, "cells": row}
+
+
+def in_words(value: object) -> str:
+    """A JSON value as people write it: lists with commas, records as `key: value`."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value))
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -228,7 +274,7 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
         ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
         ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
-        *(("Text: " + key, str(plain(value))) for key, value in sorted(spec.text.items())),
+        *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
         *_text_facts(manifest.text_account),
         ("Cache digest", manifest.digest),
     ]

@@ -12,6 +12,8 @@ from html import escape
 WIDTH = 400
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 36
 NUM_COLOURS = 8
+LEAST_RANGE = 0.02
+"""Of a linear axis, as a share of its largest value."""
 _MAX_POINTS = 400
 
 Box = tuple[float, float, float, float]
@@ -69,7 +71,12 @@ def fitted(
     if log:
         factor = max((high / low) ** margin, 1.05)
         return Scale(low / factor, high * factor, start, stop, log=True)
-    room = margin * (high - low) or 0.1 * abs(high) or 1.0
+    # A range that is a sliver of its values would turn their last digits into mountains.
+    least = LEAST_RANGE * max(abs(low), abs(high))
+    if high - low < least:
+        middle = (low + high) / 2
+        low, high = middle - least / 2, middle + least / 2
+    room = margin * (high - low) or 1.0
     return Scale(0.0 if zero and low >= 0 else low - room, high + room, start, stop)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from evaluate.benchmarks.registry import NOT_RUN_YET
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, digest_without_treatment
+from evaluate.compare.uncertainty import estimate
+from evaluate.report.benchmark_tables import remarks
 from evaluate.report.findings import (
     Finding,
     baseline_sparsity_finding,
@@ -34,37 +36,73 @@ def findings(inputs: ReportInputs) -> list[Finding]:
     """All sentences: first what limits the rest, then what was found, then what is not known."""
     metrics, cards = inputs.metrics(), inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
-    l0 = {name: values["core/l0"] for name, values in metrics.items()}
-    max_cosines = {name: result.detail_numbers("max_cosine") for name, result in inputs.results["geometry"].items()}
-    # All variants were judged on the same rows.
-    outliers = outliers_in(next(iter(inputs.results["core"].values())))
-    found = [outliers_finding(outliers), diverged_finding(inputs.diverged)]
-    found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
-    found += [loss_gap_finding(metrics), reconstruction_finding(metrics), trade_finding(metrics, reference)]
-    if BASELINE in cards:
-        found += [
-            sparsity_finding(l0, reference),
-            baseline_sparsity_finding(l0[BASELINE], outliers=outliers is not None),
-        ]
-    else:
+    has_core, has_geometry = "core" in inputs.results, "geometry" in inputs.results
+    found = [diverged_finding(inputs.diverged)]
+    if has_core:
+        found += core_findings(inputs, reference)
+    if has_core and has_geometry:
+        found.append(trade_finding(metrics, reference))
+    if BASELINE not in cards:
         why = "The baseline diverged" if BASELINE in inputs.diverged else "No variant is named baseline"
         found.append(Finding("warning", f"{why}, so no variant is compared with an SAE without penalty."))
+    if has_geometry:
+        results = inputs.results["geometry"]
+        found.append(geometry_finding(metrics, {name: results[name].detail_numbers("max_cosine") for name in results}))
     found += [
-        geometry_finding(metrics, max_cosines),
         *learned_findings(inputs),
+        identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
+        *remark_findings(inputs),
+        seeds_finding(seed_groups(cards, metrics)),
+        not_run_finding(inputs),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def core_findings(inputs: ReportInputs, reference: Mapping[str, str | None]) -> list[Finding | None]:
+    """What `core` measured."""
+    metrics, cards = inputs.metrics(), inputs.cards
+    l0 = {name: values["core/l0"] for name, values in metrics.items()}
+    # All variants were judged on the same rows.
+    outliers = outliers_in(next(iter(inputs.results["core"].values())))
+    errors = inputs.standard_errors()
+    treatments = {
+        group.variants[0]: estimate(group, "core/ce_loss_score", errors) for group in seed_groups(cards, metrics)
+    }
+    found = [outliers_finding(outliers)]
+    found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
+    found += [loss_gap_finding(metrics), reconstruction_finding(metrics, treatments)]
+    if BASELINE in cards:
+        found.append(sparsity_finding(l0, reference))
+        found.append(baseline_sparsity_finding(l0[BASELINE], outliers=outliers is not None))
+    found.append(
         dead_latents_finding(
             {name: int(values["core/num_dead_latents"]) for name, values in metrics.items()},
             {name: card.d_sae for name, card in cards.items()},
-        ),
-        identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
-        seeds_finding(seed_groups(cards, metrics)),
-        Finding(
-            "note",
-            "Whether the latents are better features is only partly measured here: "
-            f"{listed([planned.name for planned in NOT_RUN_YET])} are not run yet.",
-        ),
+        )
+    )
+    return found
+
+
+def remark_findings(inputs: ReportInputs) -> list[Finding | None]:
+    """What benchmarks say about results of theirs that are no scores; `core` has sentences of its own."""
+    return [
+        Finding("warning", f"{name}: {remark}")
+        for name, results in inputs.results.items()
+        if name != "core"
+        for remark in remarks(results)
     ]
-    return [finding for finding in found if finding is not None]
+
+
+def not_run_finding(inputs: ReportInputs) -> Finding | None:
+    """Names what was not measured."""
+    names = [*inputs.not_run, *(planned.name for planned in NOT_RUN_YET)]
+    if not names:
+        return None
+    return Finding(
+        "note",
+        f"Whether the latents are better features is only partly measured here: {listed(names)} "
+        f"{'was' if len(names) == 1 else 'were'} not run. The section on benchmarks says why.",
+    )
 
 
 def learned_findings(inputs: ReportInputs) -> list[Finding | None]:

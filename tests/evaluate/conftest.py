@@ -12,8 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from evaluate.benchmarks.core import CoreConfig
+from evaluate.benchmarks.geometry import GeometryConfig
 from evaluate.benchmarks.registry import BENCHMARKS
-from evaluate.config import CoreConfig, EvaluateConfig, GeometryConfig
+from evaluate.config import EvaluateConfig
 from evaluate.run import run
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_model
@@ -66,10 +68,10 @@ def six_saes(empty_study: SimpleNamespace, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def cache_without_rows(study: SimpleNamespace) -> Path:
-    """A copy of the study's cache that has the manifest and the held-out tokens alone."""
+def cache_without_training_rows(study: SimpleNamespace) -> Path:
+    """A copy of the study's cache that has the manifest and what is held out alone."""
     folder = study.root / "without-rows"
-    shutil.copytree(study.cache / "held_out" / "tokens", folder / "held_out" / "tokens")
+    shutil.copytree(study.cache / "held_out", folder / "held_out")
     shutil.copy(study.cache / "manifest.json", folder)
     return folder
 
@@ -117,7 +119,7 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
     )
 
 
-def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool) -> None:
+def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool, scheduler: str | None = None) -> None:
     run(
         study.config,
         benchmark=benchmark,
@@ -126,8 +128,10 @@ def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool) -> None:
         models_folder=study.models,
         output=study.results / benchmark,
         scratch=study.root / "data" / ".partial" / "evaluate",
+        set_ups=study.root / "data" / ".evaluation",
         device="cpu",
         reuse=reuse,
+        scheduler=scheduler,
     )
 
 

@@ -1,5 +1,6 @@
 """The evaluate command: reuse, resuming, pruning, and failures that stop it."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -8,14 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from distributed import LocalCluster
 
-from evaluate.benchmarks import core
-from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
-from evaluate.config import CoreConfig
-from evaluate.results import read_result
-from evaluate.run import BenchmarkFailed, run
+from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement, NotRun
+from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.benchmarks.core import BENCHMARK, CoreConfig, CoreSetUp
+from evaluate.benchmarks.registry import BENCHMARKS
+from evaluate.results import read_not_run, read_result
+from evaluate.run import run
+from evaluate.task import BenchmarkFailed
 from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
+from tests.evaluate.conftest import evaluate
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def test_a_result_per_variant_is_written_and_says_what_it_depends_on(
     for benchmark in ("core", "geometry"):
         assert sorted(contents(study.results / benchmark)) == ["baseline.json", "fixed-1.json"]
     result = read_result(study.results / "core" / "fixed-1.json")
-    assert (result.format, result.benchmark, result.variant) == ("result/1", "core", "fixed-1")
+    assert (result.format, result.benchmark, result.variant) == ("result/2", "core", "fixed-1")
     assert result.inputs["language_model"]["weights_sha256"] == study.manifest.spec.model.weights_sha256
     assert result.metrics["num_rows"] == 65
     assert "language_model" not in read_result(study.results / "geometry" / "fixed-1.json").inputs
@@ -53,13 +58,13 @@ def test_another_variants_result_stays_byte_identical_when_one_changes_and_is_no
     evaluate_all("core")
     before = contents(study.results / "core")
     add_sae("fixed-1", saes.random(9), settings={"kind": "fixed", "value": 2.0})
-    measured, measure = [], core.measure
+    measured = []
 
-    def counting(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+    def counting(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, shared: CoreSetUp) -> Measurement:
         measured.append(sae.variant)
-        return measure(sae, config, context)
+        return BENCHMARK.measure(sae, config, context, shared)
 
-    monkeypatch.setattr(core, "measure", counting)
+    monkeypatch.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, measure=counting))
     evaluate_all("core")
     after = contents(study.results / "core")
     assert measured == ["fixed-1"]
@@ -73,7 +78,7 @@ def test_when_nothing_changed_the_language_model_is_not_even_loaded(
 ) -> None:
     evaluate_all("core")
     before = contents(study.results / "core")
-    monkeypatch.setattr("evaluate.set_up.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
+    monkeypatch.setattr("evaluate.loaded_model.load_model", lambda *arguments, **keywords: pytest.fail("it was loaded"))
     evaluate_all("core")
     assert contents(study.results / "core") == before
 
@@ -89,22 +94,22 @@ def test_measuring_again_without_reuse_gives_the_same_bytes(
 
 
 @pytest.mark.usefixtures("two_saes")
-def test_the_manifest_and_the_held_out_tokens_are_all_of_the_cache_that_evaluation_reads(
-    study: SimpleNamespace, evaluate_all: Callable[..., None], cache_without_rows: Path
+def test_the_manifest_and_what_is_held_out_are_all_of_the_cache_that_evaluation_reads(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], cache_without_training_rows: Path
 ) -> None:
     evaluate_all()
     before = {name: contents(study.results / name) for name in ("core", "geometry")}
-    study.cache = cache_without_rows
+    study.cache = cache_without_training_rows
     evaluate_all(reuse=False)
     assert {name: contents(study.results / name) for name in ("core", "geometry")} == before
 
 
 @pytest.mark.usefixtures("two_saes")
 def test_geometry_reads_the_manifest_alone(
-    study: SimpleNamespace, evaluate_all: Callable[..., None], cache_without_rows: Path
+    study: SimpleNamespace, evaluate_all: Callable[..., None], cache_without_training_rows: Path
 ) -> None:
-    shutil.rmtree(cache_without_rows / "held_out")
-    study.cache = cache_without_rows
+    shutil.rmtree(cache_without_training_rows / "held_out")
+    study.cache = cache_without_training_rows
     evaluate_all("geometry")
     assert sorted(contents(study.results / "geometry")) == ["baseline.json", "fixed-1.json"]
     with pytest.raises(IncompleteCache, match=r"held_out/tokens/c/0/0"):
@@ -123,7 +128,7 @@ def test_a_renamed_variant_keeps_its_metrics_under_the_new_name(
     old = read_result(study.results / "core" / "fixed-1.json")
     (study.models / "fixed-1").rename(study.root / "gone")
     add_sae("fixed-one", saes.random(2), settings={"kind": "fixed", "value": 1.0})
-    monkeypatch.setattr("evaluate.set_up.load_bridge", lambda *arguments, **keywords: pytest.fail("it was loaded"))
+    monkeypatch.setattr("evaluate.loaded_model.load_model", lambda *arguments, **keywords: pytest.fail("it was loaded"))
     evaluate_all("core")
     assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-one.json"]
     new = read_result(study.results / "core" / "fixed-one.json")
@@ -134,15 +139,15 @@ def test_a_renamed_variant_keeps_its_metrics_under_the_new_name(
 def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchmark_and_then_continues(
     study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, measured = core.measure, []
+    measured = []
 
-    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, shared: CoreSetUp) -> Measurement:
         measured.append(sae.variant)
         if sae.variant == "fixed-1" and len(measured) == 2:
             raise ValueError("expected enough text, got little")
-        return measure(sae, config, context)
+        return BENCHMARK.measure(sae, config, context, shared)
 
-    monkeypatch.setattr(core, "measure", failing)
+    monkeypatch.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, measure=failing))
     with pytest.raises(BenchmarkFailed, match="benchmark core failed on variant fixed-1: expected enough text, got"):
         evaluate_all("core")
     assert not (study.results / "core").exists()
@@ -155,15 +160,15 @@ def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchma
 def test_a_bug_in_a_benchmark_passes_as_it_is_and_what_is_finished_is_kept(
     study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, measured = core.measure, []
+    measured = []
 
-    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, shared: CoreSetUp) -> Measurement:
         measured.append(sae.variant)
         if measured == ["baseline", "fixed-1"]:
             raise AttributeError("'Tensor' object has no attribute 'sun'")
-        return measure(sae, config, context)
+        return BENCHMARK.measure(sae, config, context, shared)
 
-    monkeypatch.setattr(core, "measure", failing)
+    monkeypatch.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, measure=failing))
     with pytest.raises(AttributeError, match="no attribute 'sun'"):
         evaluate_all("core")
     evaluate_all("core")
@@ -174,10 +179,10 @@ def test_a_bug_in_a_benchmark_passes_as_it_is_and_what_is_finished_is_kept(
 def test_running_out_of_the_gpus_memory_is_a_failure_that_says_what_to_do(
     evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext | None) -> Measurement:
+    def failing(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, shared: CoreSetUp) -> Measurement:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(core, "measure", failing)
+    monkeypatch.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, measure=failing))
     with pytest.raises(BenchmarkFailed, match=r"core ran out of the GPU's memory on variant baseline. Lower its batch"):
         evaluate_all("core")
 
@@ -254,6 +259,7 @@ def test_two_runs_never_meet_in_one_scratch_folder(study: SimpleNamespace) -> No
             models_folder=study.models,
             output=study.results / "geometry",
             scratch=scratch,
+            set_ups=study.root / "set-ups",
             device="cpu",
             reuse=True,
         )
@@ -266,7 +272,7 @@ def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, eval
     result = json.loads(path.read_text())
     path.unlink()
     path.write_text('{"format": "something/1"}')
-    with pytest.raises(StoreError, match=r'expected a benchmark result of format "result/1" in .*baseline.json'):
+    with pytest.raises(StoreError, match=r'expected a benchmark result of format "result/2" in .*baseline.json'):
         read_result(path)
     path.write_text(json.dumps(result | {"key": "0" * 64}))
     with pytest.raises(DamagedFile, match=r"baseline.json is not a whole result file: .*expected key to be the digest"):
@@ -279,3 +285,39 @@ def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, eval
         read_result(path)
     evaluate_all("geometry")  # none of that is reused
     assert json.loads(path.read_text()) == result
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_benchmark_that_is_null_leaves_a_record_of_that_and_no_result(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_all("core")
+    study.config = study.config.model_copy(update={"core": None})
+    evaluate_all("core")
+    assert sorted(contents(study.results / "core")) == ["_not_run.json"]
+    assert read_not_run(study.results / "core") == NotRun(
+        "evaluate.core is null in params.yaml.", "Give it settings there to run it."
+    )
+    assert "evaluate core: not run. evaluate.core is null in params.yaml." in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_a_benchmark_that_cannot_run_here_says_why_and_runs_once_it_can(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = NotRun("The hub cannot be reached.", "Try again where it can.")
+    with monkeypatch.context() as patched:
+        patched.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, not_run=lambda *_: why))
+        evaluate_all("core")
+    assert read_not_run(study.results / "core") == why
+    evaluate_all("core")
+    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_workers_of_a_cluster_give_the_same_bytes(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+    evaluate_all("core")
+    here = contents(study.results / "core")
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        evaluate(study, "core", reuse=False, scheduler=cluster.scheduler_address)
+    assert contents(study.results / "core") == here

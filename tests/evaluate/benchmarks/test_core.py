@@ -11,10 +11,14 @@ from sae_bench.custom_saes.relu_sae import ReluSAE
 from sae_lens.evals import ExplainedVarianceCalculator
 from torch import Tensor
 
+from benchmarks import plain_sae_bench
 from evaluate import sae_bench as adapter
 from evaluate.benchmarks import core
-from evaluate.benchmarks.context import BenchmarkContext, EvaluatedSAE, Measurement
-from evaluate.benchmarks.registry import BENCHMARKS, measure
+from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement
+from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.benchmarks.registry import BENCHMARKS, check_measurement
+from evaluate.kept import KeptSetUps
+from evaluate.row_statistics import RowStatistics
 from evaluate.sae_bench import to_sae_bench
 from language_model.load import load_bridge, load_model
 from store.read.cache import ActivationCache
@@ -27,12 +31,25 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def context(study: SimpleNamespace) -> BenchmarkContext:
     return BenchmarkContext(
-        bridge=load_bridge(study.model_folder, dtype=torch.float32, device="cpu"),
-        tokens=ActivationCache(study.cache).held_out_tokens(),
-        ignored_token_ids=frozenset({0, 1, 2}),
+        place=study.cache,
+        manifest=study.manifest,
+        model=study.model,
+        cards={},
+        held_out=ActivationCache(study.cache).held_out_tokens(),
+        kept=KeptSetUps(study.root / "set-ups", budget_bytes=2**30),
         device=CPU,
-        on_batch=lambda: None,
     )
+
+
+def measure(study: SimpleNamespace, name: str, context: BenchmarkContext) -> Measurement:
+    """Sets up and measures one SAE, as the run does."""
+    weights, card = load_sae(study.models / name)
+    context = dataclasses.replace(context, cards={name: card})
+    measurement = core.measure(
+        EvaluatedSAE(name, weights, card), study.config.core, context, core.prepare(study.config.core, context)
+    )
+    check_measurement(BENCHMARKS["core"], measurement)
+    return measurement
 
 
 @pytest.fixture
@@ -41,20 +58,19 @@ def measured(
 ) -> Callable[[SAEWeights], Measurement]:
     def measured(weights: SAEWeights) -> Measurement:
         add_sae("tested", weights)
-        loaded, card = load_sae(study.models / "tested")
-        return measure(BENCHMARKS["core"], EvaluatedSAE("tested", loaded, card), study.config.core, context)
+        return measure(study, "tested", context)
 
     return measured
 
 
-def held_out_rows(
-    study: SimpleNamespace, num_sequences: int, *, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Hidden states of the plain model behind the hook, (rows, d), and which rows count: not BOS, not EOS."""
+def held_out_rows(study: SimpleNamespace, num_sequences: int) -> tuple[Tensor, Tensor]:
+    """Hidden states of the plain model behind the hook, rounded to bfloat16 as the cache has them, (rows, d), and which
+    rows count: not BOS, not EOS."""
     tokens = ActivationCache(study.cache).held_out_tokens()[:num_sequences].astype(np.int64)
-    model = load_model(study.model_folder, dtype=dtype, device="cpu")
+    model = load_model(study.model_folder, dtype=torch.float32, device="cpu")
     with torch.no_grad():
         states = model(input_ids=torch.from_numpy(tokens), output_hidden_states=True).hidden_states[2]
+    states = states.to(torch.bfloat16).float()
     return states.reshape(-1, states.shape[-1]), torch.from_numpy(~np.isin(tokens, [0, 1, 2])).reshape(-1)
 
 
@@ -122,7 +138,7 @@ def test_a_dead_sae_gives_the_loss_of_the_activation_set_to_zero_outside_bos(
     assert metrics["fraction_dead_latents"] == 1.0
     assert metrics["cosine_similarity"] == 0.0
     assert metrics["ce_loss_with_sae"] == pytest.approx(zeroed_loss(study), abs=1e-5)
-    assert result.details["sae_bench"]["sparsity"]["reconstruction_quality"]["cossim"] is None
+    assert result.details["sae_bench"]["reconstruction_quality"]["cossim"] is None
 
 
 def zeroed_loss(study: SimpleNamespace) -> float:
@@ -174,17 +190,16 @@ def test_explained_variance_mse_and_l0_equal_a_plain_computation_on_the_models_h
 
 @pytest.mark.parametrize("batch_rows", [300, 7])
 def test_one_row_in_a_thousand_at_a_thousand_times_the_norm_is_found_whatever_the_batches(
-    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch, batch_rows: int,
-) -> None:  # fmt: skip
+    saes: SimpleNamespace, batch_rows: int
+) -> None:
     rows = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
     rows[123] *= 1000.0
-    monkeypatch.setattr(core, "_held_out_rows", lambda *_: iter(rows.split(batch_rows)))
-    add_sae("subject", saes.random(1))
-    weights, card = load_sae(study.models / "subject")
-    big = dataclasses.replace(context, tokens=np.zeros((60, 12), dtype=np.uint32))
-    config = study.config.core.model_copy(update={"num_sparsity_sequences": 60})
-    found = core.plain_statistics(to_sae_bench(weights, card, device=CPU), big, config)
+    weights = saes.random(1)
+    statistics = RowStatistics(num_sequences=60, most_rows=720, d_model=32, d_sae=64, device=CPU)
+    for batch in torch.arange(300).split(batch_rows):
+        latents = encode(weights, rows[batch])
+        statistics.add(rows[batch], latents, decode(weights, latents), batch // 5)
+    found = statistics.figures()
     x, wide = rows[123].double(), rows.double()
     deviations = (wide - wide.mean(dim=0)).square().sum(dim=1)
     top = wide.norm(dim=1).topk(3).indices  # 1 % of 300 rows
@@ -205,7 +220,7 @@ def test_explained_variance_is_that_of_saelens_and_not_the_one_about_zero_of_sae
     calculator = ExplainedVarianceCalculator()
     calculator.add_batch(decode(weights, encode(weights, x)), x)
     assert result.metrics["explained_variance"] == pytest.approx(calculator.compute(), abs=1e-4)
-    about_zero = result.details["sae_bench"]["sparsity"]["reconstruction_quality"]["explained_variance"]
+    about_zero = result.details["sae_bench"]["reconstruction_quality"]["explained_variance"]
     assert about_zero != pytest.approx(result.metrics["explained_variance"], abs=1e-3)
 
 
@@ -226,43 +241,94 @@ def test_losses_of_a_bfloat16_language_model_are_not_rounded_to_bfloat16(
     study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None]
 ) -> None:
     add_sae("tested", saes.identity())
-    weights, card = load_sae(study.models / "tested")
-    bridge = load_bridge(study.model_folder, dtype=torch.bfloat16, device="cpu")
-    halved = dataclasses.replace(context, bridge=bridge)
-    metrics = measure(BENCHMARKS["core"], EvaluatedSAE("tested", weights, card), study.config.core, halved).metrics
+    spec = study.manifest.spec.model_copy(update={"compute_dtype": "bfloat16"})
+    halved = dataclasses.replace(context, manifest=study.manifest.model_copy(update={"spec": spec}))
+    metrics = measure(study, "tested", halved).metrics
     loss = metrics["ce_loss_without_sae"]
     assert float(torch.tensor(loss).to(torch.bfloat16)) != loss
     # +x_i and -x_i reproduce bfloat16 activations exactly
     assert metrics["ce_loss_with_sae"] == pytest.approx(loss, abs=1e-6)
-    states, counted = held_out_rows(study, study.config.core.num_sparsity_sequences, dtype=torch.bfloat16)
-    # one of +x_i and -x_i for each of 32 channels that is not 0 in bfloat16
-    assert metrics["l0"] == pytest.approx(float((states[counted] != 0).sum()) / 65, rel=1e-6)
 
 
 def test_metrics_that_are_not_finite_or_missing_are_errors_that_name_them(
-    study: SimpleNamespace,
-    context: BenchmarkContext,
-    saes: SimpleNamespace,
-    add_sae: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
 ) -> None:
-    add_sae("tested", saes.random(1))
-    weights, card = load_sae(study.models / "tested")
-    broken = {"token_stats": {}, "sparsity": {"l0": float("nan"), "l1": 1.0}, "shrinkage": {"l2_ratio": 1.0}}
-    broken |= {"model_behavior_preservation": {}, "model_performance_preservation": {}}
-    monkeypatch.setattr(core, "run_evals", lambda *arguments, **keywords: (broken, {}))
+    right = measured(saes.random(1))
+    broken = dataclasses.replace(right, metrics=right.metrics | {"l0": float("nan")})
     with pytest.raises(ValueError, match=r"expected finite metrics, got \{'l0': nan\}"):
-        measure(BENCHMARKS["core"], EvaluatedSAE("tested", weights, card), study.config.core, context)
-    broken["sparsity"]["l0"] = 1.0
-    with pytest.raises(ValueError, match="lists for core, but core/ce_loss_without_sae is missing, "):
-        measure(BENCHMARKS["core"], EvaluatedSAE("tested", weights, card), study.config.core, context)
+        check_measurement(BENCHMARKS["core"], broken)
+    lacking = {name: value for name, value in right.metrics.items() if name != "ce_loss_without_sae"}
+    with pytest.raises(ValueError, match="that core declares, but core/ce_loss_without_sae is missing"):
+        check_measurement(BENCHMARKS["core"], dataclasses.replace(right, metrics=lacking))
 
 
 def test_text_is_never_read_twice_to_fill_a_batch(
     study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None]
 ) -> None:
     add_sae("tested", saes.random(1))
-    weights, card = load_sae(study.models / "tested")
-    short = dataclasses.replace(context, tokens=context.tokens[:4])
+    short = dataclasses.replace(context, held_out=context.held_out[:4])
     with pytest.raises(ValueError, match="expected enough held-out sequences for the benchmark, got fewer"):
-        measure(BENCHMARKS["core"], EvaluatedSAE("tested", weights, card), study.config.core, short)
+        measure(study, "tested", short)
+
+
+def sae_bench_by_itself(study: SimpleNamespace, sae: adapter.StoredSAE) -> dict[str, float]:
+    """What sae-bench computes, the language model running for this SAE alone on the same text."""
+    return plain_sae_bench.core(
+        load_bridge(study.model_folder, dtype=torch.float32, device="cpu"),
+        sae,
+        ActivationCache(study.cache).held_out_tokens(),
+        num_reconstruction_sequences=8,
+        num_sparsity_sequences=6,
+        batch_sequences=2,
+        ignored=frozenset({0, 1, 2}),
+    )
+
+
+def test_the_numbers_are_those_of_sae_bench_by_itself(
+    study: SimpleNamespace, saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    weights = saes.random(5)
+    result = measured(weights)
+    stored, card = load_sae(study.models / "tested")
+    alone = sae_bench_by_itself(study, to_sae_bench(stored, card, device=CPU))
+    for name in BENCHMARKS["core"].metrics:
+        if name.startswith(("ce_loss", "kl_div")):
+            assert result.metrics[name] == pytest.approx(alone[name], rel=2e-4, abs=2e-6), name
+    # Its rows are float32, ours the bfloat16 of the cache.
+    for name in ("l0", "l1", "l2_ratio"):
+        assert result.metrics[name] == pytest.approx(alone[name], rel=5e-3), name
+    ours = result.details["sae_bench"]
+    for group, name in (("reconstruction_quality", "explained_variance"), ("shrinkage", "l2_norm_in")):
+        assert ours[group][name] == pytest.approx(alone[name], rel=5e-3), name
+
+
+def test_what_no_sae_changes_is_computed_once_and_found_again(
+    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    add_sae("tested", saes.random(1))
+    first = measure(study, "tested", context)
+    monkeypatch.setattr("evaluate.upper_layers.Resumable.run", lambda *_: pytest.fail("it ran again"))
+    assert measure(study, "tested", context) == first
+
+
+def test_the_standard_errors_are_those_of_drawing_sequences_again(
+    saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
+) -> None:
+    errors = measured(saes.random(5)).standard_errors
+    assert 0.0 < errors["explained_variance"] < 0.2
+    assert 0.0 < errors["ce_loss_with_sae"] < 1.0
+    # Nothing varies between sequences when every row has one and the same L0.
+    assert measured(saes.identity()).standard_errors["l0"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_too_little_memory_is_said_before_the_language_model_is_loaded(
+    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    add_sae("tested", saes.random(1))
+    monkeypatch.setattr("compute.memory.available", lambda device: 10**9)
+    monkeypatch.setattr("evaluate.loaded_model.load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    # 8 tensors of 2^27 bytes of logits are 1.07 GB.
+    with pytest.raises(ValueError, match=r"expected 1\.1 GB of free memory on cpu .* got 1\.0 GB\. Close other"):
+        measure(study, "tested", context)

@@ -1,5 +1,7 @@
 """The report on small real artefacts: what it says, that it stands alone, and when it refuses to be written."""
 
+import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate.benchmarks.registry import NOT_RUN_YET
-from evaluate.config import GeometryConfig
+from evaluate.benchmarks.geometry import GeometryConfig
+from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
 from evaluate.report import page as report
 from store.care.info import summary
 from store.errors import IncompleteCache, MismatchedCache, StoreError
@@ -63,7 +65,7 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
     assert len(page.labels) == 10
     assert all(page.labels)
     for sentence in (
-        "Best on CE recovered: floored",
+        "No variant is best on CE recovered for sure: dead has 0.9933",
         "its lower bound is 64, which no decoder of this shape can go below",
         "adaptive: the learned lambda started at 1,",
         "It has settled",
@@ -72,7 +74,7 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
         "dead: this SAE is dead. L0 is 0 and 64 of 64 latents never fire on 65 held-out rows",
         "not at matched sparsity",
         "One seed was trained per variant, so no metric here has a spread",
-        "are not run yet",
+        "were not run. The section on benchmarks says why.",
     ):
         assert sentence in page.text
     for planned in NOT_RUN_YET:
@@ -109,6 +111,30 @@ def test_what_comes_from_files_is_escaped(
     Page.checked(source)
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; | *" in source
     assert report.markdown_text(markup) == "\\<script\\>alert('x')\\</script\\> & \\| \\*"
+
+
+def test_a_benchmark_that_was_not_run_is_listed_with_its_reason_and_the_rest_is_reported(
+    study: SimpleNamespace, reported: Callable[..., Path]
+) -> None:
+    for name in ("core", "geometry"):
+        study.config = study.config.model_copy(update={name: None})
+        page = Page.checked(reported("baseline", "fixed-1").read_text())
+        assert f"evaluate.{name} is null in params.yaml. Give it settings there to run it." in page.text
+        assert "Lambda" in page.headings
+
+
+def test_all_numbers_are_beside_the_page_as_csv_and_json(reported: Callable[..., Path]) -> None:
+    folder = reported("baseline", "fixed-1").parent
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    records = json.loads((folder / "metrics.json").read_text())
+    assert len(rows) == len(records) == 2 * sum(len(BENCHMARKS[name].metrics) for name in ("core", "geometry"))
+    wanted = {"variant": "fixed-1", "benchmark": "core", "metric": "mse"}
+    (row,) = (row for row in rows if wanted.items() <= row.items())
+    (record,) = (record for record in records if wanted.items() <= record.items())
+    assert float(row["value"]) == record["value"]
+    assert (record["better"], record["seed"]) == ("lower", 0)
+    assert record["standard_error"] > 0.0
 
 
 def test_files_of_variants_that_are_not_asked_for_are_ignored(reported: Callable[..., Path]) -> None:
@@ -208,10 +234,10 @@ def test_a_result_for_other_weights_or_settings_is_called_stale(
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_the_report_needs_the_manifest_and_the_held_out_tokens_alone_in_a_folder_or_behind_a_url(
-    scheme: str, study: SimpleNamespace, cache_without_rows: Path, reported: Callable[..., Path]
+    scheme: str, study: SimpleNamespace, cache_without_training_rows: Path, reported: Callable[..., Path]
 ) -> None:
     whole = reported().read_bytes()
-    study.cache = f"{scheme}{cache_without_rows}"
+    study.cache = f"{scheme}{cache_without_training_rows}"
     assert reported(output="again").read_bytes() == whole
 
 
