@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harvest.text_config import FilesText, MixtureText, TextConfig
 from store.atomic import file_sha256
-from store.machine import explained
+from store.machine import explain, explained
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 PLAIN_SUFFIXES = (".txt", ".md")
@@ -115,7 +115,10 @@ def _found(path: Path, given: str) -> list[FoundFile]:
     if path.is_dir():
         below = path
         paths = [
-            Path(folder) / name for folder, _, names in os.walk(path) for name in names if not name.startswith(".")
+            Path(folder) / name
+            for folder, _, names in os.walk(path, onerror=_refuse_to_skip)
+            for name in names
+            if not name.startswith(".")
         ]
         others = sorted({p.suffix for p in paths if _suffix(p) not in (*PLAIN_SUFFIXES, *TABLE_SUFFIXES)})
         if others:
@@ -136,6 +139,11 @@ def _found(path: Path, given: str) -> list[FoundFile]:
     if not paths:
         raise BadText(f"expected text files ({KNOWN}) at {given}, found none. Correct harvest.text.paths")
     return sorted((FoundFile(p.relative_to(below).as_posix(), p, _state(p)) for p in paths), key=lambda file: file.name)
+
+
+def _refuse_to_skip(error: OSError) -> None:
+    """A folder that cannot be listed is no empty folder."""
+    raise explain(error, f"list the folder {error.filename}") from error
 
 
 def _first_magic(path: Path) -> int:

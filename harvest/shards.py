@@ -53,6 +53,7 @@ def harvest_shards(
 ) -> None:
     """Computes `shards`, while text is packed ahead, and the writer's threads encode and write those before."""
     spec = inputs.spec
+    windows.start()
     whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
     model = cut_model(whole, spec.hooks)
     num_rows = (writer.num_sequences + writer.num_held_out_sequences) * spec.rows_per_sequence

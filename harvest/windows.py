@@ -8,6 +8,7 @@ for is there already, no text is read.
 
 import hashlib
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,9 @@ from store.record_file import read_record_file, write_record_file
 STATE_FILE: Final = "state.json"
 ACCOUNT_FILE: Final = "account.json"
 """Written last: its existence means that every window is there."""
+
+TOLD_EVERY_SECONDS = 30.0
+"""So often it is said that the language model waits for text."""
 
 
 class _GivenUp(Exception):
@@ -74,7 +78,6 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         separator_id: by the tokenizer, see tokens.py.
         num_sequences: training windows.
         num_held_out_sequences: held-out windows.
-        on_progress: called from a thread with the number of windows that are complete.
     """
 
     def __init__(
@@ -87,12 +90,11 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         spec: CacheSpec,
         num_sequences: int,
         num_held_out_sequences: int,
-        on_progress: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.folder = folder
         self._text, self._load_tokenizer, self._separator_id, self._spec = text, load_tokenizer, separator_id, spec
         self._num_windows: dict[Split, int] = {"training": num_sequences, "held_out": num_held_out_sequences}
-        self._on_progress = on_progress
+        self._num_filled = 0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._given_up = threading.Event()
         self._changed = threading.Condition()
@@ -105,6 +107,11 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         """Ends the thread, which leaves what it has packed for the next run."""
         self._given_up.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def start(self) -> None:
+        """Begins to pack, if anything is left to be packed: while the language model is still being loaded."""
+        if self._kept_account() is None:
+            self._start()
 
     def shard(self, split: Split, shard: int) -> Tokens:
         """The windows (sequences, context_length) of a shard, as soon as they are complete, in any order of asking.
@@ -124,7 +131,8 @@ class WindowSource(AbstractContextManager["WindowSource"]):
                 done = self._packing is not None and self._packing.done()
                 if not done:  # a damaged file is there until packing begins anew: look again soon
                     is_there = shard_path(self.folder, split, shard).exists()
-                    self._changed.wait(timeout=0.1 if is_there else None)
+                    if not self._changed.wait(timeout=0.1 if is_there else TOLD_EVERY_SECONDS) and not is_there:
+                        self._tell()
             self._raise_error()
             windows = self._read(split, shard)
             if windows is None and done:
@@ -161,6 +169,13 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             self._packing = self._executor.submit(self._pack)
             self._packing.add_done_callback(lambda _: self._notify())
 
+    def _tell(self) -> None:
+        num_windows = sum(self._num_windows.values())
+        print(
+            f"tokens: {self._num_filled:,} of {num_windows:,} windows are packed; the model waits for the next",
+            file=sys.stderr,
+        )
+
     def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
@@ -182,7 +197,7 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         def progress() -> None:
             if self._given_up.is_set():
                 raise _GivenUp
-            self._on_progress(packer.num_filled)
+            self._num_filled = packer.num_filled
 
         def keep_state() -> None:
             nonlocal has_new_shard

@@ -150,6 +150,26 @@ def test_text_that_ends_too_early_is_said_at_the_next_shard_and_not_at_the_last(
             windows.shard("training", 0)
 
 
+def test_packing_begins_before_a_shard_is_asked_for_and_a_wait_for_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harvest.windows.TOLD_EVERY_SECONDS", 0.01)
+    begun, waited = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[str]:
+        begun.set()
+        assert waited.wait(timeout=60)
+        yield from DOCUMENTS
+
+    with source(tmp_path, text_of(slow)) as windows:
+        windows.start()
+        assert begun.wait(timeout=60)
+        plain_tell = windows._tell
+        monkeypatch.setattr(windows, "_tell", lambda: (plain_tell(), waited.set()))
+        windows.shard("training", 0)
+    assert "tokens: 0 of 39 windows are packed; the model waits for the next" in capsys.readouterr().err
+
+
 def test_a_source_that_is_left_early_leaves_no_thread(tmp_path: Path) -> None:
     def endless() -> Iterator[str]:
         while True:
