@@ -149,7 +149,7 @@ def test_a_bad_parquet_file_is_refused(tmp_path: Path) -> None:
         documents(tmp_path / "e.parquet", column="story")
 
 
-def read_hub(endpoint: str, home: Path, *changes: dict[str, str], offline: bool = False) -> list[str]:
+def read_hub(endpoint: str, home: Path, *changes: dict[str, Any], offline: bool = False) -> list[str]:
     """What a fresh process prints for each change of `HUB`; fresh, as `datasets` reads the endpoint when imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
         "HF_ENDPOINT": endpoint,
@@ -173,8 +173,13 @@ def test_a_hub_data_set_is_streamed_in_order_and_every_mistake_in_its_name_is_on
         "expected a column 'story' in someone/stories (train), row 1, found text, length": {"column": "story"},
         "expected a string in column 'length' of someone/stories (train), row 1, found int": {"column": "length"},
     }
-    read, *refused = read_hub(hub, tmp_path, {}, *mistakes.values())
+    chosen = {"filter": {"columns": {"length": 16}}, "shuffle": {"seed": 0, "window_documents": 3}}
+    read, filtered, *refused = read_hub(hub, tmp_path, {}, chosen, *mistakes.values())
     lineage, stories = json.loads(read)
+    lineage_of_chosen, of_length_16 = json.loads(filtered)
+    assert sorted(of_length_16) == ["", "", "", "The first story."]  # three are left out, and counted
+    assert lineage_of_chosen["shuffle"] == chosen["shuffle"]
+    assert lineage_of_chosen["filter"] == chosen["filter"] | {"min_characters": None, "max_characters": None}
     assert lineage == HUB
     assert stories == [
         "The first story.",
