@@ -17,7 +17,9 @@ from harvest.files import BadText, FoundFile
 from harvest.text_config import TextFilter
 from store.machine import explain
 
-PARQUET_BATCH_ROWS = 1024
+PARQUET_BATCH_ROWS = 64
+PARQUET_BUFFER_BYTES = 2**20
+"""Of a file: many are open at once, and a row group, which would else be read as a whole, may take gigabytes."""
 _READ_BYTES = 2**20
 
 
@@ -144,7 +146,7 @@ def _parquet_texts(file: FoundFile, column: str, columns: dict[str, Any]) -> Ite
     number = 0
     wanted = [column, *(name for name in columns if name != column)]
     try:
-        with _seekable(file) as source, pyarrow.parquet.ParquetFile(source) as table:
+        with _seekable(file) as source, pyarrow.parquet.ParquetFile(source, buffer_size=PARQUET_BUFFER_BYTES) as table:
             names = table.schema_arrow.names
             for name in wanted:
                 if name not in names:

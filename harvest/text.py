@@ -20,8 +20,8 @@ from store.record import plain
 
 __all__ = ["BadText", "Part", "TextSource", "open_text"]
 
-MAX_OPEN_FILES = 64
-"""That are read in turns; when one ends, the next one is opened. Far below what a process may have open."""
+MAX_OPEN_FILES = 32
+"""That are read in turns; when one ends, the next one is opened. Bounds memory, and what a process has open."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="d4f5c31afcdf45ad93c5c32243c7aaddc86fc0791ae856560e04ddb8ac2000f4",
+    code_sha256="e394c120282e1f566b8567237fa12aab956438b7d576bba407b90bfa08978684",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -229,7 +229,7 @@ def test_a_shuffle_reads_files_in_another_order_and_is_part_of_the_lineage(tmp_p
     assert max(mixed[:10]) > 15  # files from all over, not the first window of them
     assert order(shuffle={"seed": 1, "window_documents": 10}) != mixed
     unshuffled = open_text(config(tmp_path / "*.txt")).lineage
-    assert unshuffled["order"] == "files in turns by characters read, 64 at once"
+    assert unshuffled["order"] == "files in turns by characters read, 32 at once"
     assert "shuffle" not in unshuffled
 
 
