@@ -260,7 +260,7 @@ def test_a_cache_in_which_the_mark_was_a_token_is_another_cache(tmp_path: Path) 
 def test_a_parquet_file_that_the_machine_does_not_open_is_not_to_be_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
         raise OSError(24, "Too many open files")
 
     path = write_parquet(tmp_path / "a.parquet", {"t": ["one"]})
