@@ -7,7 +7,7 @@ of it only adds documents behind it.
 import heapq
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from store.cache.order import keyed_permutation
 
@@ -31,6 +31,8 @@ class Document(NamedTuple):
 
 Documents = Generator[Document, None, None]
 """Closing it closes the files behind it."""
+Check = Callable[[], object]
+"""Called before every document that is read, those that wait in a window too; it raises where reading is given up."""
 Stream = tuple[float, Callable[[], Documents]]
 """A weight, and what starts the documents."""
 
@@ -84,11 +86,22 @@ def _windows(documents: Iterable[Document], *, window_documents: int) -> Iterato
         yield window
 
 
-def numbered(part: int, texts: Iterable[str | None]) -> Documents:
+def unchecked() -> None:
+    """Nothing ends the reading."""
+
+
+class StartDocuments(Protocol):
+    """Starts the documents of a text from the first on."""
+
+    def __call__(self, check: Check = unchecked, /) -> Documents: ...
+
+
+def numbered(part: int, texts: Iterable[str | None], *, check: Check = unchecked) -> Documents:
     """The documents of one part, the last of which says how many there are; None is one that a filter left out."""
     held: str | None = None
     count = 0
     for count, text in enumerate(texts, start=1):
+        check()
         if count > 1:
             yield Document(part, held or "", is_left_out=held is None)
         held = text

@@ -6,14 +6,22 @@ A document may be empty (it adds no tokens).
 
 import functools
 import platform
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from harvest.files import BadText, FoundFile, digests, find_files
 from harvest.formats import fits, starts_with_mark, texts_of
-from harvest.interleave import Documents, numbered, shuffled, shuffled_numbers, take_turns
+from harvest.interleave import (
+    Check,
+    Documents,
+    StartDocuments,
+    numbered,
+    shuffled,
+    shuffled_numbers,
+    take_turns,
+    unchecked,
+)
 from harvest.text_config import FilesText, HubText, MixtureText, SourceConfig, StandardLibraryText, TextConfig
 from language_model import standard_library
 from store.record import plain
@@ -43,7 +51,7 @@ class TextSource:
     """What each source is, in words."""
     parts: tuple[Part, ...]
     """What documents are numbered by."""
-    documents: Callable[[], Documents]
+    documents: StartDocuments
     """Starts over at each call; raises `BadText` where a document cannot be read."""
     files: tuple[FoundFile, ...] = ()
     """Local ones."""
@@ -68,7 +76,13 @@ def _open_mixture(config: MixtureText) -> TextSource:
         opened.append(_open_source(source, source=number, first_part=first_part))
         first_part += len(opened[-1].parts)
     weights = [source.weight for source in config.sources]
-    streams = [(weight, text.documents) for weight, text in zip(weights, opened, strict=True)]
+
+    def documents(check: Check = unchecked, /) -> Documents:
+        streams = [
+            (weight, functools.partial(text.documents, check)) for weight, text in zip(weights, opened, strict=True)
+        ]
+        return take_turns(streams, at_once=len(streams))
+
     sources: list[JsonValue] = [
         {**text.lineage, "weight": weight} for weight, text in zip(weights, opened, strict=True)
     ]
@@ -78,7 +92,7 @@ def _open_mixture(config: MixtureText) -> TextSource:
             f"{told}, weight {w:g}" for w, text in zip(weights, opened, strict=True) for told in text.sources
         ),
         parts=tuple(part for text in opened for part in text.parts),
-        documents=lambda: take_turns(streams, at_once=len(streams)),
+        documents=documents,
         files=tuple(file for text in opened for file in text.files),
     )
 
@@ -98,14 +112,11 @@ def _open_source(config: SourceConfig, *, source: int, first_part: int) -> TextS
     if shuffle is None:
         return TextSource(lineage, text.sources, text.parts, text.documents, text.files)
     lineage["shuffle"] = plain(shuffle)
-    documents = text.documents
-    return TextSource(
-        lineage,
-        text.sources,
-        text.parts,
-        lambda: shuffled(documents(), seed=shuffle.seed, window_documents=shuffle.window_documents),
-        text.files,
-    )
+
+    def documents(check: Check = unchecked, /) -> Documents:
+        return shuffled(text.documents(check), seed=shuffle.seed, window_documents=shuffle.window_documents)
+
+    return TextSource(lineage, text.sources, text.parts, documents, text.files)
 
 
 def _open_standard_library(config: StandardLibraryText, *, source: int, part: int) -> TextSource:
@@ -116,12 +127,12 @@ def _open_standard_library(config: StandardLibraryText, *, source: int, part: in
         "sha256": standard_library.corpus_digest(),
     }
 
-    def texts() -> Iterator[str | None]:
-        for _, text in standard_library.documents():
-            yield text if fits(text, config.filter) else None
+    def documents(check: Check = unchecked, /) -> Documents:
+        texts = (text if fits(text, config.filter) else None for _, text in standard_library.documents())
+        return numbered(part, texts, check=check)
 
     told = f"the standard library of Python {platform.python_version()}"
-    return TextSource(lineage, (told,), (Part(told, source),), lambda: numbered(part, texts()))
+    return TextSource(lineage, (told,), (Part(told, source),), documents)
 
 
 def _open_files(config: FilesText, *, source: int, first_part: int) -> TextSource:
@@ -141,17 +152,18 @@ def _open_files(config: FilesText, *, source: int, first_part: int) -> TextSourc
     if config.shuffle is not None:
         order = shuffled_numbers(len(found), seed=config.shuffle.seed)
 
-    def start(number: int) -> Documents:
+    def start(number: int, check: Check) -> Documents:
         texts = texts_of(
             found[number],
             column=config.column,
             chosen=config.filter,
             split_characters=config.split_characters,
         )
-        return numbered(first_part + number, texts)
+        return numbered(first_part + number, texts, check=check)
 
-    def documents() -> Documents:
-        return take_turns(((1.0, functools.partial(start, number)) for number in order), at_once=MAX_OPEN_FILES)
+    def documents(check: Check = unchecked, /) -> Documents:
+        streams = ((1.0, functools.partial(start, number, check)) for number in order)
+        return take_turns(streams, at_once=MAX_OPEN_FILES)
 
     told = found[0].name if len(found) == 1 else f"{len(found)} files"
     parts = tuple(Part(file.name, source) for file in found)
@@ -162,9 +174,9 @@ def _open_hub(config: HubText, *, source: int, part: int) -> TextSource:
     lineage = config.model_dump(mode="json", exclude={"weight", "filter", "shuffle"})
     told = f"{config.dataset}, {config.config or 'its only configuration'}, split {config.split}"
 
-    def documents() -> Documents:
+    def documents(check: Check = unchecked, /) -> Documents:
         from harvest.hub import hub_texts  # slow to import, and of no use to the other sources
 
-        return numbered(part, hub_texts(config))
+        return numbered(part, hub_texts(config), check=check)
 
     return TextSource(lineage, (told,), (Part(config.dataset, source),), documents)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from harvest.counts import PartCount
 from harvest.encode import PIECE_CHARACTERS, tokenize, tokenize_long
-from harvest.interleave import Document
+from harvest.interleave import Check, Document, unchecked
 from harvest.streams import ShardStream, StreamState, Tokens
 from harvest.text import TextSource
 from store.cache.split import SPLITS, Split, is_held_out
@@ -146,15 +146,16 @@ class Packer:
         *,
         on_progress: Callable[[], object],
         on_batch: Callable[[], object] = lambda: None,
+        check: Check = unchecked,
     ) -> TextAccount:
         """Reads no further than it must. Raises `TooLittleText` where the text ends before the windows are full.
 
-        `on_progress` is called after every document, or piece of a long one; `on_batch` where `state` may be taken.
+        `on_progress` is called after every document, or piece of a long one; `on_batch` where `state` may be taken,
+        `check` before a document is read.
         """
-        with closing(self._text.documents()) as documents:
+        with closing(self._text.documents(check)) as documents:
             for _ in range(0 if self.is_done else self.num_documents):
                 next(documents, None)
-                on_progress()
             for batch in () if self.is_done else _batches(documents):
                 self._pack(batch, on_progress)
                 on_batch()

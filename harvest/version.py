@@ -32,6 +32,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="e394c120282e1f566b8567237fa12aab956438b7d576bba407b90bfa08978684",
+    code_sha256="d40f97dcefed2729b633f394db9ec64ae19f0dab331b697ff641d383bd5933a4",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

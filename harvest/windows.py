@@ -194,14 +194,16 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             has_new_shard = True
             self._notify()
 
-        def progress() -> None:
+        def check() -> None:
             if self._given_up.is_set():
                 raise _GivenUp
+
+        def progress() -> None:
+            check()
             self._num_filled = packer.num_filled
 
         def keep_state() -> None:
             nonlocal has_new_shard
-            progress()
             if has_new_shard:
                 write_record_file(self.folder / STATE_FILE, packer.state())
                 has_new_shard = False
@@ -219,7 +221,7 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             on_shard=keep,
             state=state,
         )
-        account = packer.run(on_progress=progress, on_batch=keep_state)
+        account = packer.run(on_progress=progress, on_batch=keep_state, check=check)
         write_record_file(self.folder / ACCOUNT_FILE, account)
         return account
 

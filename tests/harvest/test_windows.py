@@ -1,6 +1,7 @@
 """Windows by shard: packed ahead of who asks, kept on disk, and continued without tokenizing again."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from harvest import tokens
+from harvest.interleave import shuffled, unchecked
 from harvest.text import TextSource
 from harvest.tokens import TooLittleText, pack
 from harvest.windows import ACCOUNT_FILE, STATE_FILE, WindowSource, read_shard, shard_path
@@ -171,13 +173,30 @@ def test_packing_begins_before_a_shard_is_asked_for_and_a_wait_for_it_is_said(
 
 
 def test_a_source_that_is_left_early_leaves_no_thread(tmp_path: Path) -> None:
-    def endless() -> Iterator[str]:
+    """Even one that reads documents into a batch or a window that is never full."""
+    num_read = 0
+
+    def endless() -> Iterator[str | None]:
+        nonlocal num_read
+        yield from DOCUMENTS[:300]
         while True:
-            yield from DOCUMENTS
+            num_read += 1
+            yield None
 
     before = threading.active_count()
     with source(tmp_path, text_of(endless), num_sequences=10**7) as windows:
         windows.shard("training", 0)
+    assert threading.active_count() == before
+    text = text_of(endless)
+    window = TextSource(
+        text.lineage, text.sources, text.parts,
+        lambda check=unchecked, /: shuffled(text.documents(check), seed=0, window_documents=10**9),
+    )  # fmt: skip
+    num_read = 0
+    with source(tmp_path / "window", window) as windows:
+        windows.start()
+        while num_read < 1000:
+            time.sleep(0.001)
     assert threading.active_count() == before
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from harvest.interleave import Documents, numbered
+from harvest.interleave import Check, Documents, numbered, unchecked
 from harvest.text import Part, TextSource
 from store.cache.split import is_held_out
 
@@ -31,9 +31,9 @@ def words(*numbers: int, held_out: bool = False) -> str:
 def text_of(*parts: Iterable[str | None] | Callable[[], Iterable[str | None]]) -> TextSource:
     """Parts a, b, ... one behind the other, each a list of documents (None: left out by a filter) or what makes one."""
 
-    def documents() -> Documents:
+    def documents(check: Check = unchecked, /) -> Documents:
         for number, part in enumerate(parts):
-            yield from numbered(number, part() if callable(part) else part)
+            yield from numbered(number, part() if callable(part) else part, check=check)
 
     names = tuple(Part("abcdefgh"[number], 0) for number in range(len(parts)))
     return TextSource({"kind": "test"}, ("a test",), names, documents)
