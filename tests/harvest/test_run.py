@@ -338,6 +338,22 @@ def test_what_became_of_every_file_is_recorded_and_a_file_that_gave_nothing_is_n
     assert "NOTHING" not in "\n".join(account_lines(account))
 
 
+def test_a_mixture_is_harvested_by_its_weights_in_characters(workplace: Workplace, tmp_path: Path) -> None:
+    for name in ("hens", "eggs"):
+        rows = ({"text": f"{n:04d} {name} were here, of {n * 3:04d} in all."} for n in range(1000))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [
+        {"kind": "files", "paths": [str(tmp_path / "hens.jsonl")], "column": "text", "weight": 3.0},
+        {"kind": "files", "paths": [str(tmp_path / "eggs.jsonl")], "column": "text", "shuffle": {"seed": 0}},
+    ]
+    manifest = workplace.harvest(text={"kind": "mixture", "sources": sources}, num_rows=1500 * 7)
+    assert manifest.text_account is not None
+    hens, eggs = manifest.text_account.parts
+    assert (hens.name, hens.source, eggs.name, eggs.source) == ("hens.jsonl", 0, "eggs.jsonl", 1)
+    assert abs(hens.num_characters / eggs.num_characters - 3) < 0.1
+    assert "weight 3: " in account_lines(manifest.text_account)[0]
+
+
 def test_an_account_depends_on_text_and_budget_and_not_on_how_the_cache_came_about(
     workplace: Workplace, other_workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
