@@ -346,7 +346,7 @@ def test_a_mixture_is_harvested_by_its_weights_in_characters(workplace: Workplac
         {"kind": "files", "paths": [str(tmp_path / "hens.jsonl")], "column": "text", "weight": 3.0},
         {"kind": "files", "paths": [str(tmp_path / "eggs.jsonl")], "column": "text", "shuffle": {"seed": 0}},
     ]
-    manifest = workplace.harvest(text={"kind": "mixture", "sources": sources}, num_rows=1500 * 7)
+    manifest = workplace.harvest(text={"kind": "mixture", "sources": sources}, num_rows=400 * 7)
     assert manifest.text_account is not None
     hens, eggs = manifest.text_account.parts
     assert (hens.name, hens.source, eggs.name, eggs.source) == ("hens.jsonl", 0, "eggs.jsonl", 1)
