@@ -1,5 +1,7 @@
 """The language model as benchmarks use it: behind TransformerLens's names, as Hugging Face's, with its tokenizer."""
 
+import functools
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,14 @@ class LoadedModel:
 
 def hooked(bridge: Any) -> Any:  # noqa: ANN401 - a TransformerBridge, or what stands for one
     """`bridge` as an instance of HookedTransformer in the eyes of isinstance; everything is passed on to it."""
+    return hooked_later(lambda: bridge)
+
+
+def hooked_later(load: Callable[[], Any]) -> Any:  # noqa: ANN401 - a TransformerBridge, or what stands for one
+    """The same of a model that is loaded when something is first asked of it."""
     from transformer_lens import HookedTransformer
+
+    loaded = functools.cache(load)
 
     class Hooked:
         @property
@@ -66,13 +75,13 @@ def hooked(bridge: Any) -> Any:  # noqa: ANN401 - a TransformerBridge, or what s
         def __class__(self, value: type) -> None:
             raise TypeError(f"expected the class to stay, got {value}")
 
-        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the bridge has
-            return getattr(bridge, name)
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
+            return getattr(loaded(), name)
 
         def __setattr__(self, name: str, value: object) -> None:
-            setattr(bridge, name, value)
+            setattr(loaded(), name, value)
 
         def __call__(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - passed on as they are
-            return bridge(*arguments, **keywords)
+            return loaded()(*arguments, **keywords)
 
     return Hooked()

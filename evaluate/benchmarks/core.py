@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="98ece87b3b7ad1e646d6c4536d28f4edf0a8edff0f78cfba0d051610acc1e1b2",
+        code_sha256="0e97c074c54203aff7948c998eab5a7cf720bbf0dfea79094b5cb22ec4a9e6e7",
     ),
     metrics={
         "explained_variance": "higher",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import core, geometry
+from evaluate.benchmarks import core, geometry, sparse_probing
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -22,11 +22,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         core.BENCHMARK,
         geometry.BENCHMARK,
+        sparse_probing.BENCHMARK,
     )
 }
 
 NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
-    PlannedBenchmark("sparse_probing", "Whether 1 to 50 latents suffice to classify texts of eight data sets."),
     PlannedBenchmark(
         "autointerp",
         "Whether a judge model that is given an explanation of a latent can predict on which texts the latent fires.",
