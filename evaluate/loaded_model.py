@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from language_model.load import load_bridge, load_model
+from language_model.load import load_bridge, load_model, max_positions
 from language_model.special_tokens import special_tokens
 from language_model.tokenizer import transformers_tokenizer
 
@@ -49,6 +49,11 @@ class LoadedModel:
     def ignored_token_ids(self) -> frozenset[int]:
         """BOS, EOS and padding: positions that SAEs were not trained on and that no metric counts."""
         return special_tokens(self.folder).ignored
+
+    @cached_property
+    def max_positions(self) -> int:
+        """The longest sequence, in tokens, that the model can read."""
+        return max_positions(self.folder)
 
     def tokenizer(self) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
         """A tokenizer of one's own: some libraries change the one that they are given."""

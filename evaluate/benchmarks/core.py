@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0e97c074c54203aff7948c998eab5a7cf720bbf0dfea79094b5cb22ec4a9e6e7",
+        code_sha256="eb368d78f267eea3fd4f813fbc692ced36e9c7ba6c24fc1b760ab03dc7210845",
     ),
     metrics={
         "explained_variance": "higher",

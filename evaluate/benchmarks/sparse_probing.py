@@ -1,27 +1,30 @@
 """The `sparse_probing` benchmark: sae-bench `sparse_probing`, probes on few latents that tell classes of texts apart.
 
 Activations of the language model, and probes on them, are computed once per data set and hook by sae-bench's own code,
-and kept. sae-bench keeps them under the data set's name alone; here the folder's name holds all that they depend on.
+and kept: see evaluate/labelled/set_up.py.
 
 `sae_test_accuracy` (a probe on all latents) is the best of 100 epochs on the test texts themselves: it is optimistic.
 The top-k probes are not. A text is its mean activation, without BOS, EOS and padding.
 """
 
-import contextlib
-import io
-import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import AfterValidator, JsonValue
+from pydantic import JsonValue
 
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.labelled.config import HubLabels, Labels, LabelsList
-from evaluate.labelled.texts import identity, load, missing
+from evaluate.labelled.config import Labels, LabelsList
+from evaluate.labelled.set_up import (
+    NumTexts,
+    datasets_identity,
+    kept_dataset,
+    language_model_later,
+    prepare_datasets,
+    why_missing,
+)
 from store.record import Record
 
 if TYPE_CHECKING:
@@ -33,23 +36,14 @@ CHANCE = 0.5
 NEAR_CHANCE_WITHIN = 0.01
 
 
-def _even(value: int) -> int:
-    if value < 8 or value % 4:
-        raise ValueError(f"expected a multiple of 4 from 8 on (two sides, two groups), got {value}. Change it")
-    return value
-
-
-Size = Annotated[int, AfterValidator(_even)]
-
-
 class SparseProbingConfig(Record):
     """Settings of sae-bench's `sparse_probing`, under its names."""
 
     datasets: LabelsList
     """Which labelled texts."""
-    probe_train_set_size: Size
+    probe_train_set_size: NumTexts
     """Texts to train a probe of one class against the others; half of them are of the class."""
-    probe_test_set_size: Size
+    probe_test_set_size: NumTexts
     """Texts to test it."""
     context_length: int
     """Tokens of a text that are read; what is behind is cut off."""
@@ -60,12 +54,8 @@ class SparseProbingConfig(Record):
     random_seed: int = 42
 
 
-@dataclass(frozen=True)
-class ProbingSetUp:
-    """What all SAEs share."""
-
-    folders: dict[tuple[str, str], Path]
-    """By hook and data set: sae-bench's artifacts folder."""
+SetUp = dict[tuple[str, str], Path]
+"""By hook and data set: sae-bench's artifacts folder."""
 
 
 def not_run(config: SparseProbingConfig, context: BenchmarkContext) -> NotRun | None:
@@ -74,17 +64,9 @@ def not_run(config: SparseProbingConfig, context: BenchmarkContext) -> NotRun | 
     return why_missing(config.datasets, "sparse_probing")
 
 
-def why_missing(labels: list[Labels], benchmark: str) -> NotRun | None:
-    """Which data sets are not on this machine."""
-    sentences = [sentence for item in labels if (sentence := missing(item))]
-    if not sentences:
-        return None
-    return NotRun(" ".join(sentences), f"Put them there, or take them out of evaluate.{benchmark}.datasets.")
-
-
 def depends_on(config: SparseProbingConfig) -> dict[str, JsonValue]:
     """Digests of the data sets."""
-    return {"datasets": [identity(labels) for labels in config.datasets]}
+    return datasets_identity(config.datasets)
 
 
 def num_steps(config: SparseProbingConfig) -> int:
@@ -92,58 +74,19 @@ def num_steps(config: SparseProbingConfig) -> int:
     return len(config.datasets)
 
 
-def prepare(config: SparseProbingConfig, context: BenchmarkContext) -> ProbingSetUp:
+def prepare(config: SparseProbingConfig, context: BenchmarkContext) -> SetUp:
     """Activations and probes of the language model, by sae-bench's own code, for every data set and hook."""
-    folders = {}
-    for labels in config.datasets:
-        for hook in context.hooks:
-            with context.kept.open("sparse_probing", set_up_inputs(BENCHMARK, config, context, labels, hook)) as kept:
-                if not kept.is_complete:
-                    _fill(config, context, labels, hook, kept.path)
-                    kept.finish()
-            folders[hook, labels.name] = kept.path
-            context.progress(1)
-    return ProbingSetUp(folders)
-
-
-def set_up_inputs(
-    benchmark: Benchmark,
-    config: Any,
-    context: BenchmarkContext,
-    labels: Labels,
-    hook: str,
-) -> dict[str, JsonValue]:
-    """Everything that decides activations and probes of a data set at a hook."""
-    settings = {name: value for name, value in config if name != "datasets"}
-    return {
-        **benchmark.version.identity("version"),
-        "labels": identity(labels),
-        "settings": settings,
-        "language_model": context.manifest.spec.model.identifying(),
-        "compute_dtype": context.manifest.spec.compute_dtype,
-        "device": context.device.type,
-        "hook": hook,
-    }
-
-
-def _fill(config: SparseProbingConfig, context: BenchmarkContext, labels: Labels, hook: str, folder: Path) -> None:
-    """Runs sae-bench on a throw-away SAE: it then keeps everything that is not about the SAE."""
-    from evaluate.labelled.substitute import classes_of, known_to_sae_bench
-    from evaluate.throw_away import throw_away_sae
-
-    texts = None
-    if not isinstance(labels, HubLabels):
-        texts = load(
-            labels,
-            train_size=config.probe_train_set_size,
-            test_size=config.probe_test_set_size,
-            seed=config.random_seed,
-        )
-    classes = classes_of(labels, texts)
-    sae = throw_away_sae(context, hook, d_sae=2 * max(K_VALUES))
-    with known_to_sae_bench(labels, texts, classes=classes):
-        _run(config, context, sae, labels, folder)
-    (folder / "classes.json").write_text(json.dumps(classes))
+    return prepare_datasets(
+        BENCHMARK,
+        config,
+        context,
+        config.datasets,
+        train_size=config.probe_train_set_size,
+        test_size=config.probe_test_set_size,
+        seed=config.random_seed,
+        d_sae=2 * max(K_VALUES),
+        run=lambda sae, labels, folder: _run(config, context, sae, labels, folder),
+    )
 
 
 def _run(
@@ -165,30 +108,20 @@ def _run(
         model_name=sae.cfg.model_name,
         k_values=list(K_VALUES),
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return run_eval_single_dataset(
-            labels.name,
-            settings,
-            sae,
-            _Model(context),
-            sae.cfg.hook_layer,
-            sae.cfg.hook_name,
-            str(context.device),
-            str(folder),
-            save_activations=True,
-        )
+    return run_eval_single_dataset(
+        labels.name,
+        settings,
+        sae,
+        language_model_later(context),
+        sae.cfg.hook_layer,
+        sae.cfg.hook_name,
+        str(context.device),
+        str(folder),
+        save_activations=True,
+    )
 
 
-def _Model(context: BenchmarkContext) -> Any:  # noqa: ANN401, N802 - a stand-in for the language model
-    """The language model, loaded only if something is asked of it: with a set-up that is kept, nothing is."""
-    from evaluate.loaded_model import hooked_later
-
-    return hooked_later(lambda: context.language_model.bridge)
-
-
-def measure(
-    sae: EvaluatedSAE, config: SparseProbingConfig, context: BenchmarkContext, shared: ProbingSetUp
-) -> Measurement:
+def measure(sae: EvaluatedSAE, config: SparseProbingConfig, context: BenchmarkContext, shared: SetUp) -> Measurement:
     """Accuracies of probes on latents, and of the same probes on the language model's own channels.
 
     Metrics: sae_test_accuracy (all latents; see the top), sae_top_k_test_accuracy for k = 1, 2, 5, and the same of the
@@ -198,7 +131,6 @@ def measure(
 
     import torch
 
-    from evaluate.labelled.substitute import known_to_sae_bench
     from evaluate.sae_bench import to_sae_bench
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
@@ -207,9 +139,8 @@ def measure(
     by_dataset: dict[str, dict[str, float]] = {}
     by_class: dict[str, JsonValue] = {}
     for labels in config.datasets:
-        folder = shared.folders[sae.card.hook, labels.name]
-        classes = json.loads((folder / "classes.json").read_text())
-        with known_to_sae_bench(labels, None, classes=classes):
+        folder = shared[sae.card.hook, labels.name]
+        with kept_dataset(labels, folder):
             by_dataset[labels.name], found = _run(config, context, adapted, labels, folder)
         by_class[labels.name] = cast("JsonValue", found)
         context.progress(1)
@@ -281,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="b9cc4978537d7bef08c11a10ab93652fc0dd12100bfbcdc2b8471db9e2474b93",
+        code_sha256="11fce70f52ef8271d322b9a53545aec3153d39183fa929ebcdd705b9cf0a97be",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -27,8 +27,8 @@ def loading(labels: HubLabels) -> Callable[..., Any]:
             first = str(error).strip().splitlines()
             raise HubUnreachable(
                 f"expected the data set {name}{f' at {labels.revision}' if labels.revision else ''} from the hub, but "
-                f"it does not give it ({first[0] if first else type(error).__name__}). Give it network access or a filled "
-                "hub cache (HF_HOME), and a token in HF_TOKEN where it is gated"
+                f"it does not give it ({first[0] if first else type(error).__name__}). Give it "
+                "network access or a filled hub cache (HF_HOME), and a token in HF_TOKEN where it is gated"
             ) from error
 
     return load_dataset
