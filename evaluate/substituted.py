@@ -1,6 +1,7 @@
-"""Another value in the place of one of a library, for a while."""
+"""Another value in the place of one of a library, for a while; and a library that keeps still."""
 
 import contextlib
+import io
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -14,6 +15,13 @@ def attribute(owner: Any, name: str, value: object) -> Iterator[None]:  # noqa: 
         yield
     finally:
         setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """sae-bench prints every probe that it trains, and a bar for each batch."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextlib.contextmanager

@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="11fce70f52ef8271d322b9a53545aec3153d39183fa929ebcdd705b9cf0a97be",
+        code_sha256="abae8f406bfb7f211bd82ab3981e17c400358a9f4bfa8844115239b379b6150f",
     ),
     metrics={
         "sae_test_accuracy": "higher",

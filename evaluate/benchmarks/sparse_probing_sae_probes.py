@@ -24,6 +24,7 @@ from pydantic import AfterValidator, JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, Better, EvaluatedSAE, Measurement
 from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.substituted import attribute, quiet
 from store.record import Record
 
 if TYPE_CHECKING:
@@ -138,9 +139,6 @@ def _fill(config: SaeProbesConfig, context: BenchmarkContext, task: str, hook: s
     from sae_probes import run_baseline_evals
     from sae_probes.generate_model_activations import ensure_dataset_activations
 
-    from evaluate.labelled.set_up import quiet
-    from evaluate.substituted import attribute
-
     bridge = context.language_model.bridge
     # sae-probes cuts texts at their beginning, and leaves the tokenizer set so.
     with quiet(), attribute(bridge.tokenizer, "truncation_side", bridge.tokenizer.truncation_side):
@@ -206,8 +204,6 @@ def _sae_bench(
     from sae_bench.evals.sparse_probing_sae_probes.eval_config import SparseProbingSaeProbesEvalConfig
     from sae_bench.evals.sparse_probing_sae_probes.main import run_eval
 
-    from evaluate.labelled.set_up import quiet
-
     with tempfile.TemporaryDirectory(prefix="sae-probes-") as name, quiet():
         settings = SparseProbingSaeProbesEvalConfig(
             model_name=_MODEL,
@@ -247,7 +243,6 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/sparse_probing_sae_probes.py",
-            "evaluate/labelled/set_up.py",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
             "evaluate/substituted.py",
@@ -260,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="d58300b9b5272bc942e68acd34ce06f3647eb3a497ec6676077f0c344153277d",
+        code_sha256="0f8467e9ebd000d1300db1acdb1d24134926af15e5ca52d7d470b51d2c08b36a",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

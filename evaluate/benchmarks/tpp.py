@@ -230,7 +230,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="bd6afd98d6253942bd9d3da30d819167eefbffdd07d2d456c1424d69ee0682cc",
+        code_sha256="a56f07623587090013e61178958aaeba9e838df7b45af4d342e8220f49326286",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

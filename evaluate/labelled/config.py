@@ -18,6 +18,10 @@ HUB_DATASETS = (
 """Those of sae-bench 0.6.0 that can be read without running code of their authors: codeparrot/github-code cannot."""
 
 
+class UnusableLabels(ValueError):
+    """A data set that cannot be read, or has too few texts or classes."""
+
+
 def _known_hub_dataset(name: str) -> str:
     if name == "codeparrot/github-code":
         raise ValueError(

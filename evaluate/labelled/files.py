@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evaluate.labelled.config import FilesLabels
-from evaluate.labelled.texts import UnusableLabels
+from evaluate.labelled.config import FilesLabels, UnusableLabels
 
 _MOST_CHARACTERS = 2**20
 """Of a text: csv's own limit is below a long document."""

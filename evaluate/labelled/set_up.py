@@ -5,7 +5,6 @@ folder's name holds all that they depend on.
 """
 
 import contextlib
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from evaluate.benchmarks.benchmark import Benchmark, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.labelled.config import HubLabels, Labels
 from evaluate.labelled.texts import identity, load, missing
+from evaluate.substituted import quiet
 from store.record import Record
 
 if TYPE_CHECKING:
@@ -113,13 +113,6 @@ def kept_dataset(labels: Labels, folder: Path) -> Iterator[list[str]]:
     classes: list[str] = json.loads((folder / CLASSES_FILE).read_text())
     with known_to_sae_bench(labels, None, classes=classes), quiet():
         yield classes
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """sae-bench prints every probe that it trains, and a bar for each batch."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def language_model_later(context: BenchmarkContext) -> Any:  # noqa: ANN401 - passes for a HookedTransformer

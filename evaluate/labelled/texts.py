@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from evaluate.labelled.config import FilesLabels, HubLabels, Labels, StandardLibraryLabels
+from evaluate.labelled.config import FilesLabels, HubLabels, Labels, StandardLibraryLabels, UnusableLabels
 from language_model.standard_library import corpus_digest
 from store.record import plain
 
@@ -22,10 +22,6 @@ class LabelledTexts:
     """Texts by class, for the training of probes."""
     test: Mapping[str, list[str]]
     """Texts by class, for testing them."""
-
-
-class UnusableLabels(ValueError):
-    """A data set with too few texts or classes."""
 
 
 @functools.cache
