@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="abae8f406bfb7f211bd82ab3981e17c400358a9f4bfa8844115239b379b6150f",
+        code_sha256="43cc6c4711b3e658f8ae7590a92bf4fd72bcf2f798142ea6039c3d0241729d30",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -169,6 +169,7 @@ def measure(sae: EvaluatedSAE, config: TppConfig, context: BenchmarkContext, sha
     names = next(iter(by_dataset.values()))
     metrics = {name: math.fsum(found[name] for found in by_dataset.values()) / len(by_dataset) for name in names}
     metrics["llm_test_accuracy"] = math.fsum(accuracies) / len(accuracies)
+    errors = _errors(metrics, accuracies, config.test_set_size)
     return Measurement(
         metrics=metrics,
         basis={
@@ -176,8 +177,8 @@ def measure(sae: EvaluatedSAE, config: TppConfig, context: BenchmarkContext, sha
             "tasks": len(accuracies),
             "test_texts": len(accuracies) * config.test_set_size,
         },
-        standard_errors=_errors(metrics, accuracies, config.test_set_size),
-        remarks=_remarks(metrics, metrics["llm_test_accuracy"]),
+        standard_errors=errors,
+        remarks=_remarks(metrics, errors),
         details={"eval_result_details": cast("JsonValue", by_dataset), "by_data_set": details},
     )
 
@@ -191,12 +192,16 @@ def _errors(metrics: dict[str, float], accuracies: list[float], texts: int) -> d
     return {name: math.sqrt(variance) for name in metrics if name.endswith(("_only", "total_metric"))}
 
 
-def _remarks(metrics: dict[str, float], accuracy: float) -> tuple[str, ...]:
-    found = []
+def _remarks(metrics: dict[str, float], errors: dict[str, float]) -> tuple[str, ...]:
+    found, accuracy = [], metrics["llm_test_accuracy"]
     if accuracy < USEFUL_PROBE:
         found.append(f"The probes themselves are right in {accuracy:.1%} of texts: perturbing them says little.")
-    if all(value == 0.0 for name, value in metrics.items() if name.endswith("intended_diff_only")):
-        found.append("No probe loses anything, whatever latents are set to zero: they do not vary, or carry no class.")
+    intended = [name for name in metrics if name.endswith("_intended_diff_only")]
+    if all(abs(metrics[name]) <= 2.0 * errors[name] for name in intended):
+        found.append(
+            "No probe loses more than its sampling error, whatever latents are set to zero: they do not vary, or carry "
+            "no class."
+        )
     return tuple(found)
 
 
@@ -230,7 +235,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a56f07623587090013e61178958aaeba9e838df7b45af4d342e8220f49326286",
+        code_sha256="b4dc284a879f4e295e11ddf53a7a0baf3585cc5d44c4dd7ed30526e9124a07e7",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),
