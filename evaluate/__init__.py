@@ -8,6 +8,8 @@ kept.py                 what SAEs share, kept on disk
 loaded_model.py         the language model as benchmarks use it
 dependencies.py         what a result depends on: cards, held-out tokens
 results.py              the files a benchmark leaves
+substituted.py          another value in a library's place
+throw_away.py           an SAE that fills sae-bench's caches
 isolation.py            random states and the like, as before each benchmark
 bootstrap.py            sampling errors
 row_statistics.py       sums over held-out rows
@@ -15,6 +17,7 @@ language_model_loss.py  losses with and without the SAE
 upper_layers.py         a language model run from the hook on
 sae_bench.py            our artefact as a sae-bench SAE
 publish.py              SAEs in a folder for a model hub
+labelled/               texts with labels
 benchmarks/             one file per benchmark: here one is added
 compare/                variants against the baseline
 report/                 the page and the summary

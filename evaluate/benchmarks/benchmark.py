@@ -104,6 +104,8 @@ class Benchmark:
     """Raised by hand when the same inputs give other metrics: results of other versions are not reused."""
     metrics: Mapping[str, Better]
     """Their names in its results. Where results of several benchmarks meet they are `<benchmark>/<metric>`."""
+    optional: frozenset[str] = frozenset()
+    """Metrics that some SAEs do not have, because they are too small or something cannot be measured on them."""
     headlines: tuple[str, ...]
     """Those that stand for it where many benchmarks are shown side by side, the first for all."""
     measures: str

@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="a36a7054ace6d2fd43483cace8884e1f9267996445e7510e2c0b00e808ea461d",
+        code_sha256="c78823b19c02baa002d22d8193cd354633dc9ce20bcaea0d088ab4c56271cb94",
     ),
     metrics={
         "penalty": "lower",

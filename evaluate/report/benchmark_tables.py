@@ -51,9 +51,18 @@ class BenchmarkTable:
 
 
 def headline_columns(inputs: ReportInputs) -> list[Column]:
-    """The first headline of every benchmark that is not in the main table."""
-    found = [BENCHMARKS[name] for name in inputs.results if name not in MAIN]
-    return [Column(entry.name, entry.headlines[0], entry.metrics[entry.headlines[0]]) for entry in found]
+    """The first headline that all variants have, of every benchmark that is not in the main table."""
+    found = []
+    for name, results in inputs.results.items():
+        headlines = [metric for metric in BENCHMARKS[name].headlines if has(results, metric)]
+        if headlines and name not in MAIN:
+            found.append(Column(name, headlines[0], BENCHMARKS[name].metrics[headlines[0]]))
+    return found
+
+
+def has(results: Mapping[str, BenchmarkResult], metric: str) -> bool:
+    """Whether all variants have the metric."""
+    return all(metric in result.metrics for result in results.values())
 
 
 def benchmark_tables(
@@ -90,7 +99,9 @@ def _table(
     estimates: Mapping[str, Mapping[str, Estimate]],
     reference: Mapping[str, str | None],
 ) -> BenchmarkTable:
-    columns = tuple(Column(benchmark.name, metric, better) for metric, better in benchmark.metrics.items())
+    columns = tuple(
+        Column(benchmark.name, metric, better) for metric, better in benchmark.metrics.items() if has(results, metric)
+    )
     return BenchmarkTable(
         benchmark=benchmark,
         needs=", ".join(text for need, text in NEEDS.items() if need in benchmark.needs),

@@ -111,6 +111,9 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
         config=EvaluateConfig(
             core=CoreConfig(num_reconstruction_sequences=8, num_sparsity_sequences=6, batch_sequences=2),
             geometry=GeometryConfig(num_bins=40),
+            sparse_probing=None,
+            tpp=None,
+            sparse_probing_sae_probes=None,
         ),
         manifest=load_manifest(root / "data" / "activations"),
         cache=root / "data" / "activations",

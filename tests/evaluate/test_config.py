@@ -12,6 +12,9 @@ from evaluate.config import EvaluateConfig
 GOOD = {
     "core": {"num_reconstruction_sequences": 64, "num_sparsity_sequences": 128, "batch_sequences": 32},
     "geometry": {"num_bins": 100},
+    "sparse_probing": None,
+    "tpp": None,
+    "sparse_probing_sae_probes": None,
 }
 
 
