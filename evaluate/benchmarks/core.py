@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="43cbb9455a396bf9f8fba733d2c3cebefe7364f123cb083309a4f1ef52d2d5b9",
+        code_sha256="7ffd484ce8b7828e8e8ec88b0a819821adcca04ad300b42f1dd173e8e3b60baf",
     ),
     metrics={
         "explained_variance": "higher",

@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="43cc6c4711b3e658f8ae7590a92bf4fd72bcf2f798142ea6039c3d0241729d30",
+        code_sha256="e4efbfcea026b7c7aa3bf4b7ff4ee5933c7ab17f36600cbc62f031913f5e45d7",
     ),
     metrics={
         "sae_test_accuracy": "higher",

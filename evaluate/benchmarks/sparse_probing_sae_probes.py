@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9c0a77dafb0d8da4b2470333434884be6a4ff60afec4194a9f19374acaea2bf9",
+        code_sha256="a9343c59dc910770a0c0a5434a08eec186ec3e70c57ced1a009d34a6b1fd419a",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

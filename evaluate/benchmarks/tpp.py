@@ -235,7 +235,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="b4dc284a879f4e295e11ddf53a7a0baf3585cc5d44c4dd7ed30526e9124a07e7",
+        code_sha256="5c46afe655c626a1ca067cc1c51b737c8239b588310c72db47abcda21972c15f",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),
