@@ -390,7 +390,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="377eed9a4cf07559428db1f02508128aa97c532b82c397e53fa8d2795e0be225",
+        code_sha256="acb4be9e203a7b9b39ccff92091ae7133abe76250ff39f875b60aa66ab2af515",
     ),
     metrics={
         "explained_variance": "higher",

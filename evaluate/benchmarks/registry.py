@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import core, geometry
+from evaluate.benchmarks import autointerp, core, geometry
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -22,15 +22,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         core.BENCHMARK,
         geometry.BENCHMARK,
+        autointerp.BENCHMARK,
     )
 }
 
 NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
     PlannedBenchmark("sparse_probing", "Whether 1 to 50 latents suffice to classify texts of eight data sets."),
-    PlannedBenchmark(
-        "autointerp",
-        "Whether a judge model that is given an explanation of a latent can predict on which texts the latent fires.",
-    ),
     PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
     PlannedBenchmark("tpp", "Whether ablating a few latents harms the probe of one class and no other probe."),
     PlannedBenchmark(
