@@ -98,6 +98,7 @@ def explain_latents(
             _substituted(
                 main,
                 tqdm=steps,
+                print=_say_nothing,
                 index_with_buffer=run.noting_places(main.index_with_buffer),
                 ThreadPoolExecutor=lambda max_workers: _Threads(max_workers, on_failure=judge.stop),
             ),
@@ -266,14 +267,18 @@ def _in_silence(iterable: Sequence[Any], **_: object) -> Sequence[Any]:
     return iterable
 
 
+def _say_nothing(*_: object) -> None:
+    """What sae-bench prints is among our figures: latents without examples are counted."""
+
+
 @contextlib.contextmanager
 def _substituted(module: ModuleType, **names: object) -> Iterator[None]:
     """Inside, the module has these names; sae-bench offers no other way to them."""
-    former = {name: getattr(module, name) for name in names}
-    for name, value in names.items():
-        setattr(module, name, value)
+    former = {name: vars(module)[name] for name in names if name in vars(module)}
+    vars(module).update(names)
     try:
         yield
     finally:
-        for name, value in former.items():
-            setattr(module, name, value)
+        for name in names:
+            del vars(module)[name]
+        vars(module).update(former)

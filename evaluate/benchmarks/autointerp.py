@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="95af815a36b9ff41616e6a905f8f58b1b763fb5264416ddadd968d81460f59ee",
+        code_sha256="c4f3e52eac9ac5fe811f9c670296077ab9c48debac543786cbe5be0e27973e04",
     ),
     metrics={
         "autointerp_score": "higher",

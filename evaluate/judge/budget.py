@@ -34,7 +34,7 @@ class Budget:
     def __init__(self, limits: JudgeLimits, ledger: Path) -> None:
         self.limits = limits
         self._ledger = ledger
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._spent, self._reserved = Usage(), Usage()
         self._read_to = 0
 
@@ -45,26 +45,31 @@ class Budget:
             return self._spent
 
     def reserve(self, wanted: Usage) -> None:
-        """Sets `wanted` aside for a request.
+        """Sets `wanted` aside for a request; waits while only requests on their way could use up what it needs.
 
         Raises:
-            OverBudget: with it, and with what other requests have reserved, a limit would be exceeded.
+            OverBudget: with it a limit would be exceeded.
         """
         with self._lock:
-            self._read_on()
-            limit = self.limits.exceeded_by(self._spent + self._reserved + wanted)
-            if limit is not None:
-                raise OverBudget(
-                    f"expected the judge to stay within {limit}, but the next request could exceed it: "
-                    f"{in_words(self._spent, self.limits)} so far. Replies are kept: raise the limit and run the same "
-                    "command again to continue, or lower evaluate.autointerp.num_latents"
-                )
-            self._reserved += wanted
+            while True:
+                self._read_on()
+                limit = self.limits.exceeded_by(self._spent + wanted)
+                if limit is not None:
+                    raise OverBudget(
+                        f"expected the judge to stay within {limit}, but the next request could exceed it: "
+                        f"{in_words(self._spent, self.limits)} so far. Replies are kept: raise the limit and run the "
+                        "same command again to continue, or lower evaluate.autointerp.num_latents"
+                    )
+                if self.limits.exceeded_by(self._spent + self._reserved + wanted) is None:
+                    self._reserved += wanted
+                    return
+                self._lock.wait()  # they take less than was set aside for them, or fail
 
     def release(self, wanted: Usage) -> None:
         """Takes back what was reserved for a request that failed."""
         with self._lock:
             self._reserved -= wanted
+            self._lock.notify_all()
 
     def settle(self, wanted: Usage, used: Usage) -> None:
         """Writes down what a request has used, in place of what was reserved for it."""
@@ -78,6 +83,7 @@ class Budget:
                 os.close(descriptor)
             self._reserved -= wanted
             self._read_on()
+            self._lock.notify_all()
 
     def _read_on(self) -> None:
         """Adds the lines that this and other processes have written since."""

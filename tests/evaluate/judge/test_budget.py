@@ -1,5 +1,6 @@
 """What a judge may cost: estimates, limits, and a ledger that outlives runs and is shared by processes."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,23 @@ def test_a_request_that_could_exceed_a_limit_is_refused_before_it_is_made(
     limits: JudgeLimits, words: str, tmp_path: Path
 ) -> None:
     budget = Budget(limits, tmp_path / "spent.jsonl")
-    budget.reserve(ONE)
-    budget.reserve(ONE)
+    for _ in range(2):
+        budget.reserve(ONE)
+        budget.settle(ONE, ONE)
     with pytest.raises(OverBudget, match=f"expected the judge to stay within {words}.*Replies are kept"):
         budget.reserve(ONE)
+
+
+def test_a_request_waits_for_those_on_their_way_since_they_may_take_less(tmp_path: Path) -> None:
+    budget = Budget(JudgeLimits(max_tokens=200), tmp_path / "spent.jsonl")
+    budget.reserve(ONE)
+    second = threading.Thread(target=budget.reserve, args=(ONE,))
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()  # 110 and 110 tokens would be too many
+    budget.settle(ONE, Usage(1, 80, 10))
+    second.join(10)
+    assert not second.is_alive()
 
 
 def test_what_was_reserved_for_a_failed_request_is_free_again_and_what_was_used_is_not(tmp_path: Path) -> None:
