@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="c4f3e52eac9ac5fe811f9c670296077ab9c48debac543786cbe5be0e27973e04",
+        code_sha256="3a87791a460f653cf133400265dbd66c60b11444a888f30b48523467294fee12",
     ),
     metrics={
         "autointerp_score": "higher",
@@ -508,7 +508,8 @@ BENCHMARK = Benchmark(
         "num_latents_unreadable": "lower",
         "num_latents_without_examples": "neither",
     },
-    headlines=("autointerp_score", "floor_always_none"),
+    headlines=("autointerp_score", "balanced_score"),
+    floors={"autointerp_score": "floor_always_none", "true_label_score": "true_label_floor"},
     measures="Whether a judge that is given an explanation of a latent, made from texts where it fires, can tell in "
     "which other texts it fires (sae-bench autointerp).",
     prepare=prepare,

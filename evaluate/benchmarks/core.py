@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e3ffadc5f521aa45a492a2ed0e3f5e6d9959033de2591f41000debf87676e05f",
+        code_sha256="ef50a028000f4fa1634defab1d890844218818397a267dae7c1f9a36a88c7a39",
     ),
     metrics={
         "explained_variance": "higher",

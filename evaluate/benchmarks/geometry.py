@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="a36a7054ace6d2fd43483cace8884e1f9267996445e7510e2c0b00e808ea461d",
+        code_sha256="e87c0e73da6c70822cf366391c72bfad3e4973547011a71acdb5a6c187dfd19d",
     ),
     metrics={
         "penalty": "lower",
