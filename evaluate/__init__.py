@@ -15,9 +15,12 @@ bootstrap.py            sampling errors
 row_statistics.py       sums over held-out rows
 language_model_loss.py  losses with and without the SAE
 upper_layers.py         a language model run from the hook on
+memo.py                 activations of a language model, kept by their tokens
+explained_latents.py    sae-bench's autointerp with a judge of ours
 sae_bench.py            our artefact as a sae-bench SAE
 publish.py              SAEs in a folder for a model hub
 labelled/               texts with labels
+judge/                  who explains latents and predicts from it
 benchmarks/             one file per benchmark: here one is added
 compare/                variants against the baseline
 report/                 the page and the summary

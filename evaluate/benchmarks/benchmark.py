@@ -110,6 +110,8 @@ class Benchmark:
     """Those that stand for it where many benchmarks are shown side by side, the first for all."""
     measures: str
     """What it measures, a sentence or two."""
+    floors: Mapping[str, str] = field(default_factory=dict)
+    """By metric, the one that says what it is without any skill: shown beside it wherever it is."""
     measure: Callable[[EvaluatedSAE, Any, "BenchmarkContext", Any], Measurement]
     """(SAE, settings, context, what `prepare` gave) -> what was measured. A ValueError says what cannot be used."""
     prepare: Callable[[Any, "BenchmarkContext"], Any] = _nothing_shared

@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="7ffd484ce8b7828e8e8ec88b0a819821adcca04ad300b42f1dd173e8e3b60baf",
+        code_sha256="2ec0765997ab6d0c19e181b42721cf59daa36f38e0582f17c1250a435bd97357",
     ),
     metrics={
         "explained_variance": "higher",

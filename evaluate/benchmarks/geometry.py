@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="c78823b19c02baa002d22d8193cd354633dc9ce20bcaea0d088ab4c56271cb94",
+        code_sha256="19f795c476176139304907d8061607321053a778508b6fdce64ba03af84ee946",
     ),
     metrics={
         "penalty": "lower",

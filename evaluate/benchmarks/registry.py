@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import core, geometry, sparse_probing, sparse_probing_sae_probes, tpp
+from evaluate.benchmarks import autointerp, core, geometry, sparse_probing, sparse_probing_sae_probes, tpp
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -25,14 +25,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         sparse_probing.BENCHMARK,
         tpp.BENCHMARK,
         sparse_probing_sae_probes.BENCHMARK,
+        autointerp.BENCHMARK,
     )
 }
 
 NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
-    PlannedBenchmark(
-        "autointerp",
-        "Whether a judge model that is given an explanation of a latent can predict on which texts the latent fires.",
-    ),
     PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
     PlannedBenchmark(
         "absorption",

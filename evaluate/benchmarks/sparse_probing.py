@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e4efbfcea026b7c7aa3bf4b7ff4ee5933c7ab17f36600cbc62f031913f5e45d7",
+        code_sha256="bf857255d227f22cf55b5b02c48ab60c7115867cecbceed74066433980c9106a",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a9343c59dc910770a0c0a5434a08eec186ec3e70c57ced1a009d34a6b1fd419a",
+        code_sha256="9b37a24eaff6af9cccb59d449ba237a566e873ae7b5857373dc9fb6edbd342b1",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

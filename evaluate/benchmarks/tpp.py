@@ -235,7 +235,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5c46afe655c626a1ca067cc1c51b737c8239b588310c72db47abcda21972c15f",
+        code_sha256="dfc4db4fee1d3bd3570d50ab81c8d74e05d46779cdb9010a67122104cd9b4f55",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

@@ -12,10 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from evaluate.benchmarks.autointerp import AutoInterpConfig
 from evaluate.benchmarks.core import CoreConfig
 from evaluate.benchmarks.geometry import GeometryConfig
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import EvaluateConfig
+from evaluate.judge.limits import JudgeLimits
+from evaluate.judge.settings import LexicalJudge
 from evaluate.run import run
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_model
@@ -114,6 +117,19 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
             sparse_probing=None,
             tpp=None,
             sparse_probing_sae_probes=None,
+            autointerp=AutoInterpConfig(
+                judge=LexicalJudge(kind="lexical"),
+                num_latents=6,
+                num_sequences=8,
+                batch_sequences=4,
+                dead_latent_threshold=20,
+                buffer=2,
+                n_top_ex_for_generation=3,
+                n_iw_sampled_ex_for_generation=2,
+                n_top_ex_for_scoring=1,
+                n_random_ex_for_scoring=3,
+                n_iw_sampled_ex_for_scoring=1,
+            ),
         ),
         manifest=load_manifest(root / "data" / "activations"),
         cache=root / "data" / "activations",
@@ -122,7 +138,14 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
     )
 
 
-def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool, scheduler: str | None = None) -> None:
+def evaluate(
+    study: SimpleNamespace,
+    benchmark: str,
+    *,
+    reuse: bool,
+    scheduler: str | None = None,
+    judge_limits: JudgeLimits | None = None,
+) -> None:
     run(
         study.config,
         benchmark=benchmark,
@@ -135,6 +158,7 @@ def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool, scheduler: 
         device="cpu",
         reuse=reuse,
         scheduler=scheduler,
+        judge_limits=judge_limits,
     )
 
 

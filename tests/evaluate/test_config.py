@@ -15,6 +15,12 @@ GOOD = {
     "sparse_probing": None,
     "tpp": None,
     "sparse_probing_sae_probes": None,
+    "autointerp": {
+        "judge": {"kind": "lexical"},
+        "num_latents": 10,
+        "num_sequences": 64,
+        "batch_sequences": 16,
+    },
 }
 
 
@@ -30,6 +36,14 @@ def test_good_settings_are_taken_as_they_are() -> None:
         ("core", {"batch_sequences": 0}, "core.batch_sequences\n  Input should be greater than 0"),
         ("core", {"num_sparsity_sequences": -32}, "core.num_sparsity_sequences\n  Input should be greater than 0"),
         ("core", {"batch_sequences": "32"}, "core.batch_sequences\n  Input should be a valid integer"),
+        ("autointerp", {"judge": {"kind": "oracle"}}, "Input tag 'oracle' found using 'kind' does not match any of"),
+        ("autointerp", {"judge": {"kind": "lexical", "key": "sk"}}, "key\n  Extra inputs are not permitted"),
+        ("autointerp", {"judge": {"kind": "openai-compatible"}}, "openai-compatible.model\n  Field required"),
+        (
+            "autointerp",
+            {"num_sequences": 11},
+            "expected num_sequences of at least 12, since",
+        ),
         ("geometry", {"num_bins": 2}, "geometry.num_bins\n  Input should be greater than or equal to 10"),
     ],
 )
