@@ -12,6 +12,9 @@ isolation.py            random states and the like, as before each benchmark
 bootstrap.py            sampling errors
 row_statistics.py       sums over held-out rows
 language_model_loss.py  losses with and without the SAE
+hub_data.py             data sets of a hub, fetched once
+meaningful.py           models and SAEs that are too small
+output_dtype.py         SAEs in a bfloat16 language model
 upper_layers.py         a language model run from the hook on
 sae_bench.py            our artefact as a sae-bench SAE
 publish.py              SAEs in a folder for a model hub

@@ -390,7 +390,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="377eed9a4cf07559428db1f02508128aa97c532b82c397e53fa8d2795e0be225",
+        code_sha256="c6563c6721fd24aa43a7459e3e61a55d31863fa548a21cc86e2316a827fd0b36",
     ),
     metrics={
         "explained_variance": "higher",

@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="a36a7054ace6d2fd43483cace8884e1f9267996445e7510e2c0b00e808ea461d",
+        code_sha256="1088bccfe621564a9c99c588e88403a1ac588319e592b4058bb24c84f659d62f",
     ),
     metrics={
         "penalty": "lower",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import core, geometry
+from evaluate.benchmarks import absorption, core, geometry, mdl, meta_structure, ravel, unlearning
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -22,6 +22,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         core.BENCHMARK,
         geometry.BENCHMARK,
+        meta_structure.BENCHMARK,
+        mdl.BENCHMARK,
+        absorption.BENCHMARK,
+        ravel.BENCHMARK,
+        unlearning.BENCHMARK,
     )
 }
 
@@ -34,20 +39,9 @@ NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
     PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
     PlannedBenchmark("tpp", "Whether ablating a few latents harms the probe of one class and no other probe."),
     PlannedBenchmark(
-        "absorption",
-        "How often a latent for a first letter does not fire because a more specific latent fires. Lower is better.",
-    ),
-    PlannedBenchmark("ravel", "Whether patching latents changes one attribute of an entity and leaves the others."),
-    PlannedBenchmark("unlearning", "Whether clamping latents removes knowledge of one topic and keeps the rest."),
-    PlannedBenchmark(
         "sparse_probing_sae_probes",
         "Accuracy of sparse probes on latents in over 140 classification tasks (the package sae-probes).",
     ),
-    PlannedBenchmark(
-        "meta_structure",
-        "How much of the variance of the decoder directions a second, smaller SAE trained on them explains.",
-    ),
-    PlannedBenchmark("mdl", "How many bits the latents of a row take when they are binned, and what binning costs."),
 )
 
 
