@@ -14,6 +14,7 @@ import contextlib
 import random
 import statistics
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -291,6 +292,7 @@ def _repeatable(config: AbsorptionConfig) -> Iterator[None]:
     import torch
     from sae_bench.evals.absorption import common, feature_absorption
     from sae_bench.evals.absorption.vocab import get_alpha_tokens
+    from sklearn.exceptions import UndefinedMetricWarning
 
     def in_order(*arguments: Any, **keywords: Any) -> list[str]:  # noqa: ANN401 - passed on as they are
         return sorted(get_alpha_tokens(*arguments, **keywords))
@@ -301,7 +303,10 @@ def _repeatable(config: AbsorptionConfig) -> Iterator[None]:
     random.seed(config.random_seed)
     torch.set_grad_enabled(True)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of a probe that says no to every word: its precision is 0, as sae-bench takes it.
+            warnings.filterwarnings("ignore", category=UndefinedMetricWarning)
+            yield
     finally:
         common.get_alpha_tokens = feature_absorption.get_alpha_tokens = get_alpha_tokens
 

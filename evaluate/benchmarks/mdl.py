@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,7 +200,11 @@ def _substituted(main: Any, settings: Any, rows: _Rows, device: "torch.device") 
     if device.type != "cuda":
         torch.Tensor.cuda = stays  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=r"torch\.searchsorted\(\)", category=UserWarning
+            )  # slow, not wrong
+            yield
     finally:
         main.ActivationsStore = store
         del main.config

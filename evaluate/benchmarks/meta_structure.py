@@ -73,11 +73,9 @@ def measure(sae: EvaluatedSAE, config: MetaStructureConfig, context: BenchmarkCo
 
 
 def _remarks(sae: EvaluatedSAE, explained: float) -> tuple[str, ...]:
-    W_dec = sae.weights.W_dec.double()
-    if float((W_dec - W_dec.mean(dim=0)).square().max()) == 0.0:
-        return (
-            "All decoder directions are the same, so there is no variance that could be explained; sae-bench says 0.",
-        )
+    W_dec = sae.weights.W_dec
+    if bool((W_dec == W_dec[0]).all()):
+        return ("All decoder directions are the same, so there is no variance to explain.",)
     if explained < 0.0:
         return (
             "The second SAE explains less of the decoder directions than their mean does: it is not trained to the "
