@@ -56,7 +56,7 @@ class UnlearningConfig(Record):
     forget_corpus: str
     """The file bio-forget-corpus.jsonl of the data set cais/wmdp-corpora, which is given out on request."""
     data_revision: str
-    """Of the data sets cais/wmdp, cais/mmlu and wikitext on the hub."""
+    """Of the data sets cais/wmdp, cais/mmlu and Salesforce/wikitext on the hub."""
     min_model_parameters: Annotated[int, Field(ge=0)]
     """Of the language model; sae-bench advises two thousand million."""
 
@@ -135,7 +135,8 @@ def _data(config: UnlearningConfig, context: BenchmarkContext) -> dict[str, Path
     found = {
         name: keep("cais/wmdp" if name == FORGET else "cais/mmlu", name, of_question) for name in config.dataset_names
     }
-    return found | {RETAINED_TEXT: keep(RETAINED_TEXT, "wikitext-2-raw-v1", ("text",))}
+    # sae-bench asks for it without its owner, which huggingface_hub refuses since version 2.
+    return found | {RETAINED_TEXT: keep(f"Salesforce/{RETAINED_TEXT}", "wikitext-2-raw-v1", ("text",))}
 
 
 def _keep_questions(
