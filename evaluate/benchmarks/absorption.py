@@ -333,7 +333,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="6e8e693e25cbe9dd400d0adbb662e11a7473ab814c6e0066338666b4ea4c1857",
+        code_sha256="82f89192d2d0739ec3e04ebd32afa931c8b80ad781b8e1680871115be9bb85d3",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

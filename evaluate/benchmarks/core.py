@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from evaluate.sae_bench import StoredSAE
 
+ROWS_BYTES = 2**30
+"""Memory for held-out rows of all hooks, which are then read once for all SAEs."""
 PositiveCount = Annotated[int, Field(gt=0)]
 
 
@@ -67,6 +69,8 @@ class CoreSetUp:
 
     folders: dict[str, Path]
     """By hook: activations and losses of the language model without any SAE."""
+    rows: dict[str, NDArray[np.uint16]]
+    """By hook: the held-out rows, bit patterns of bfloat16, as far as `ROWS_BYTES` hold them. Others are read again."""
 
 
 def num_held_out_sequences(config: CoreConfig) -> int:
@@ -111,7 +115,13 @@ def prepare(config: CoreConfig, context: BenchmarkContext) -> CoreSetUp:
                 )
                 kept.finish()
             folders[hook] = kept.path
-    return CoreSetUp(folders)
+    spec = context.manifest.spec
+    numbers = np.arange(config.num_sparsity_sequences * spec.rows_per_sequence)
+    fitting = ROWS_BYTES // (2 * spec.model.d_model * len(context.hooks))
+    return CoreSetUp(
+        folders,
+        {hook: context.held_out_cache.rows(hook, numbers[:fitting], split="held_out") for hook in context.hooks},
+    )
 
 
 def memory_needed(config: CoreConfig, context: BenchmarkContext) -> int:
@@ -165,7 +175,7 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, sh
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
     losses, loss_errors, num_predictions = _losses(adapted, config, context, shared.folders[sae.card.hook])
-    statistics, of_sae_bench = _rows(adapted, config, context)
+    statistics, of_sae_bench = _rows(adapted, config, context, shared.rows[sae.card.hook])
     figures = statistics.figures()
     num_dead = int((figures.firing_counts == 0).sum())
     return Measurement(
@@ -262,11 +272,11 @@ def _from_totals(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
 class HeldOutRows:
     """Held-out tokens and rows in batches, in the places of SAELens's store and of the language model."""
 
-    def __init__(self, config: CoreConfig, context: BenchmarkContext, hook: str) -> None:
+    def __init__(self, config: CoreConfig, context: BenchmarkContext, hook: str, in_memory: NDArray[np.uint16]) -> None:
         self.context_size = context.manifest.spec.context_length
         self.store_batch_size_prompts = config.batch_sequences
         self._tokens = context.held_out[: config.num_sparsity_sequences]
-        self._context, self._hook = context, hook
+        self._context, self._hook, self._in_memory = context, hook, in_memory
         self._next = 0
         self.sequences: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """Numbers of the sequences of the present batch."""
@@ -284,7 +294,10 @@ class HeldOutRows:
         spec = self._context.manifest.spec
         per_sequence = spec.rows_per_sequence
         numbers = (self.sequences[:, None] * per_sequence + np.arange(per_sequence)).reshape(-1)
-        bits = self._context.held_out_cache.rows(self._hook, numbers, split="held_out")
+        if numbers[-1] < len(self._in_memory):
+            bits = self._in_memory[numbers[0] : numbers[-1] + 1]
+        else:
+            bits = self._context.held_out_cache.rows(self._hook, numbers, split="held_out")
         rows = torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
         activations = torch.zeros(*tokens.shape, spec.model.d_model)
         activations[:, spec.context_length - per_sequence :] = rows.reshape(len(tokens), per_sequence, -1)
@@ -319,7 +332,7 @@ class CountedSAE:
 
 @torch.no_grad()
 def _rows(
-    sae: "StoredSAE", config: CoreConfig, context: BenchmarkContext
+    sae: "StoredSAE", config: CoreConfig, context: BenchmarkContext, in_memory: NDArray[np.uint16]
 ) -> tuple[RowStatistics, dict[str, dict[str, float]]]:
     """The statistics of the held-out rows, and sae-bench's own figures over the same rows."""
     from sae_bench.evals.core.eval_config import CoreEvalConfig
@@ -333,7 +346,7 @@ def _rows(
         d_sae=d_sae,
         device=context.device,
     )
-    rows = HeldOutRows(config, context, sae.cfg.hook_name)
+    rows = HeldOutRows(config, context, sae.cfg.hook_name, in_memory)
     num_batches = config.num_sparsity_sequences // config.batch_sequences
     settings = CoreEvalConfig(
         model_name=sae.cfg.model_name,
@@ -390,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="c6563c6721fd24aa43a7459e3e61a55d31863fa548a21cc86e2316a827fd0b36",
+        code_sha256="41b822d38dcabc987cb65787ef03168c43ea712dcfe8f827bd90ff0d5dd555f4",
     ),
     metrics={
         "explained_variance": "higher",

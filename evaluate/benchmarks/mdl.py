@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="c9261c07320991c459c20e026ad9c5671ee5dab70989ac79ed8c99cc3a0099e0",
+        code_sha256="12c10e51f5dfc8fe334c3fe75f7b6d69c259d981fe06617bdddc183e691c01bf",
     ),
     metrics={
         "description_length": "lower",

@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="3505f2ee65f4f5c2e40fdc358e660789aae700867566465c76897aaab2cf70fb",
+        code_sha256="53d4856b75996c0f56d2966492a6cc241d5aae5ac8f6772e680c2423d748e583",
     ),
     metrics={
         "decoder_fraction_variance_explained": "lower",

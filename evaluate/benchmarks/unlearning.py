@@ -23,7 +23,7 @@ from pydantic import Field, JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.hub_data import keep_rows, kept_rows
+from evaluate.hub_data import ROWS_FILE, keep_rows, kept_rows
 from evaluate.meaningful import model_too_small
 from store.atomic import file_sha256
 from store.record import Record, plain
@@ -67,8 +67,8 @@ class UnlearningSetUp:
 
     data: dict[str, Path]
     """By name, the rows of each data set."""
-    questions: Path
-    """Which questions the language model answers rightly, and how it answers them without any SAE."""
+    questions: dict[str, Path]
+    """By name of the data set, which questions the language model answers rightly, and how without any SAE."""
     counts: dict[str, int]
     """Questions that it answers rightly in every order of their choices, by data set."""
 
@@ -102,26 +102,30 @@ def prepare(config: UnlearningConfig, context: BenchmarkContext) -> UnlearningSe
     if FORGET not in config.dataset_names:
         raise ValueError(f"expected {FORGET} among evaluate.unlearning.dataset_names, got {list(config.dataset_names)}")
     data = _data(config, context)
-    inputs: dict[str, JsonValue] = {
-        **BENCHMARK.version.identity("version"),
-        "language_model": context.manifest.spec.model.identifying(),
-        "compute_dtype": context.manifest.spec.compute_dtype,
-        "device": context.device.type,
-        "datasets": list(config.dataset_names),
-        "data": {name: file_sha256(data[name] / "rows.jsonl") for name in config.dataset_names},
-        "llm_batch_size": config.llm_batch_size,
-    }
-    with context.kept.open("unlearning", inputs) as kept:
-        if not kept.is_complete:
-            _keep_questions(kept.path, config, context, data)
-            kept.finish()
-        counts = {name: _num_questions(kept.path, name) for name in config.dataset_names}
+    questions, counts = {}, {}
+    for name in config.dataset_names:
+        inputs: dict[str, JsonValue] = {
+            **BENCHMARK.version.identity("version"),
+            "language_model": context.manifest.spec.model.identifying(),
+            "compute_dtype": context.manifest.spec.compute_dtype,
+            "device": context.device.type,
+            "dataset": name,
+            "data_sha256": file_sha256(data[name] / ROWS_FILE),
+            "random_seed": config.random_seed,
+            "llm_batch_size": config.llm_batch_size,
+        }
+        with context.kept.open("unlearning", inputs) as kept:
+            if not kept.is_complete:
+                _keep_questions(kept.path, name, config, context, data)
+                kept.finish()
+            questions[name], counts[name] = kept.path, _num_questions(kept.path, name)
+        context.progress(1)
     if lacking := [name for name, count in counts.items() if count == 0]:
         raise NotMeasurable(
             f"The language model answers no question of {', '.join(lacking)} rightly in all 24 orders of its choices.",
             "Take a larger instruct model, or leave those subjects out of evaluate.unlearning.dataset_names.",
         )
-    return UnlearningSetUp(data, kept.path, counts)
+    return UnlearningSetUp(data, questions, counts)
 
 
 def _data(config: UnlearningConfig, context: BenchmarkContext) -> dict[str, Path]:
@@ -140,19 +144,16 @@ def _data(config: UnlearningConfig, context: BenchmarkContext) -> dict[str, Path
 
 
 def _keep_questions(
-    folder: Path, config: UnlearningConfig, context: BenchmarkContext, data: Mapping[str, Path]
+    folder: Path, name: str, config: UnlearningConfig, context: BenchmarkContext, data: Mapping[str, Path]
 ) -> None:
     from sae_bench.evals.unlearning.utils.metrics import get_baseline_metrics, save_target_question_ids
 
+    batch_size = 2 * config.llm_batch_size  # as sae-bench does: questions are shorter than its sequences of text
     with _substituted(config, context, data) as model:
-        for name in config.dataset_names:
-            # Twice the batch, as sae-bench does: questions are shorter than its sequences of text.
-            save_target_question_ids(model, 2 * config.llm_batch_size, str(folder), name)
-            if _num_questions(folder, name):
-                get_baseline_metrics(
-                    model, 2 * config.llm_batch_size, str(folder), name, {"target_metric": "correct", "verbose": False}
-                )
-            context.progress(1)
+        save_target_question_ids(model, batch_size, str(folder), name)
+        if _num_questions(folder, name):
+            wanted = {"target_metric": "correct", "verbose": False}
+            get_baseline_metrics(model, batch_size, str(folder), name, wanted)
 
 
 def _num_questions(folder: Path, dataset: str) -> int:
@@ -179,7 +180,8 @@ def measure(
         to_sae_bench(sae.weights, sae.card, device=context.device), context.language_model.dtype
     )
     with tempfile.TemporaryDirectory() as scratch, _substituted(config, context, shared.data) as model:
-        shutil.copytree(shared.questions / "data", Path(scratch) / "data")
+        for folder in shared.questions.values():
+            shutil.copytree(folder / "data", Path(scratch) / "data", dirs_exist_ok=True)
         run_eval_single_sae(model, adapted, _settings(config, context), scratch, "sae", force_rerun=False)
         settings = get_metrics_df(str(Path(scratch) / "sae" / "results" / "metrics"))
         settings = settings.sort_values(["retain_thres", "n_features", "multiplier"])
@@ -293,7 +295,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="80f4940f59be80a938a50a2b03648918696804ec0d6f5f079b8b35e9b3042139",
+        code_sha256="60ad56080b771598a75af450b095be96141731e5036d06c403a5e0bdfb680194",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

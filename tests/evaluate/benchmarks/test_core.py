@@ -3,19 +3,15 @@
 import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from sae_bench.custom_saes.relu_sae import ReluSAE
-from sae_bench.evals.core.eval_config import CoreEvalConfig
-from sae_bench.evals.core.main import run_evals
 from sae_lens.evals import ExplainedVarianceCalculator
-from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
+from benchmarks import plain_sae_bench
 from evaluate import sae_bench as adapter
 from evaluate.benchmarks import core
 from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement
@@ -275,48 +271,17 @@ def test_text_is_never_read_twice_to_fill_a_batch(
         measure(study, "tested", short)
 
 
-class Float32Losses:
-    """The language model as sae-bench's `run_evals` calls it, with logits and losses in float32."""
-
-    def __init__(self, bridge: Any) -> None:  # noqa: ANN401 - a TransformerBridge
-        self.bridge = bridge
-
-    def __call__(self, tokens: Tensor, **keywords: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - passed on
-        return self.run_with_hooks(tokens, fwd_hooks=[], **keywords)
-
-    def run_with_hooks(
-        self, tokens: Tensor, *, return_type: str, fwd_hooks: list[tuple[str, Any]], loss_per_token: bool
-    ) -> tuple[Tensor, Tensor]:
-        assert return_type == "both"
-        assert loss_per_token
-        logits = self.bridge.run_with_hooks(tokens, return_type="logits", fwd_hooks=fwd_hooks).float()
-        losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-        return logits, losses
-
-    def run_with_cache(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - passed on as they are
-        return self.bridge.run_with_cache(*arguments, **keywords)
-
-
 def sae_bench_by_itself(study: SimpleNamespace, sae: adapter.StoredSAE) -> dict[str, float]:
     """What sae-bench computes, the language model running for this SAE alone on the same text."""
-    bridge = load_bridge(study.model_folder, dtype=torch.float32, device="cpu")
-    tokens = ActivationCache(study.cache).held_out_tokens()
-    found: dict[str, float] = {}
-    for loss, num_sequences in ((True, 8), (False, 6)):
-        windows = datasets.Dataset.from_dict({"tokens": tokens[:num_sequences].astype(np.int64)})
-        store = ActivationsStore.from_sae(
-            bridge, sae, windows.to_iterable_dataset(), context_size=12, store_batch_size_prompts=2,
-            total_tokens=num_sequences * 12, device="cpu",
-        )  # fmt: skip
-        settings = CoreEvalConfig(
-            model_name="any", batch_size_prompts=2, context_size=12, n_eval_reconstruction_batches=num_sequences // 2,
-            n_eval_sparsity_variance_batches=num_sequences // 2, compute_kl=loss, compute_ce_loss=loss,
-            compute_l2_norms=not loss, compute_sparsity_metrics=not loss, compute_variance_metrics=not loss,
-            exclude_special_tokens_from_reconstruction=True,
-        )  # fmt: skip
-        scalars, _ = run_evals(sae, store, Float32Losses(bridge), settings, ignore_tokens={0, 1, 2})
-        found |= {name: float(value) for values in scalars.values() for name, value in values.items()}
-    return found
+    return plain_sae_bench.core(
+        load_bridge(study.model_folder, dtype=torch.float32, device="cpu"),
+        sae,
+        ActivationCache(study.cache).held_out_tokens(),
+        num_reconstruction_sequences=8,
+        num_sparsity_sequences=6,
+        batch_sequences=2,
+        ignored=frozenset({0, 1, 2}),
+    )
 
 
 def test_the_numbers_are_those_of_sae_bench_by_itself(

@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_sae_bench_by_itself_on_the_language_models_own
 
     def without_bos(*arguments: Any, **keywords: Any) -> ActivationsStore:  # noqa: ANN401 - passed on
         rows = ActivationsStore.from_sae(*arguments, **keywords)
-        rows.exclude_special_tokens = [2]
+        rows.exclude_special_tokens = torch.tensor([2])
         return rows
 
     monkeypatch.setattr(main, "config", config, raising=False)

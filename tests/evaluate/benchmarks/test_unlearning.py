@@ -15,7 +15,8 @@ import pytest
 import torch
 from sae_bench.evals.unlearning import main
 from sae_bench.evals.unlearning.eval_config import UnlearningEvalConfig
-from sae_bench.evals.unlearning.utils import feature_activation
+from sae_bench.evals.unlearning.utils import feature_activation, metrics
+from sae_bench.evals.unlearning.utils.metrics import save_target_question_ids
 
 from evaluate.benchmarks.benchmark import EvaluatedSAE, NotMeasurable
 from evaluate.benchmarks.context import BenchmarkContext
@@ -170,6 +171,26 @@ def test_a_result_depends_neither_on_what_was_kept_nor_on_the_sae_before_and_ask
     assert of_second.remarks[0].startswith("Only 0 latents fire")
     assert measured("unlearning", config(), context, first) == alone
     assert not context.language_model.hooked.cfg.model_name.startswith("gemma-2")
+
+
+def test_an_interrupted_set_up_goes_on_behind_the_data_set_that_it_finished(
+    bench: SimpleNamespace, knowing_model: Path, asks_the_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = bench.context(knowing_model, NAME)
+    sae = bench.sae(context, biology_sae())
+    asked = []
+
+    def asking(model: Any, batch: int, folder: str, name: str) -> None:  # noqa: ANN401 - a language model
+        asked.append(name)
+        if asked == ["wmdp-bio", "human_aging"]:
+            raise KeyboardInterrupt
+        save_target_question_ids(model, batch, folder, name)
+
+    monkeypatch.setattr(metrics, "save_target_question_ids", asking)
+    with pytest.raises(KeyboardInterrupt):
+        measured("unlearning", config(), context, sae)
+    BENCHMARK.prepare(config(), context)
+    assert asked == ["wmdp-bio", "human_aging", "human_aging"]
 
 
 def test_no_pickle_that_lies_about_is_loaded(
