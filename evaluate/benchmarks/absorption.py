@@ -27,8 +27,6 @@ from pydantic import Field, JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.meaningful import model_too_small, narrow_remark, too_few_latents
-from language_model.hooks import parse_hook
 from store.record import Record
 
 PositiveCount = Annotated[int, Field(gt=0)]
@@ -75,6 +73,9 @@ class AbsorptionSetUp:
 
 def not_run(config: AbsorptionConfig, context: BenchmarkContext) -> NotRun | None:
     """Why absorption cannot mean anything here."""
+    from evaluate.meaningful import model_too_small, too_few_latents
+    from language_model.hooks import parse_hook
+
     others = [hook for hook in context.hooks if parse_hook(hook).site != "resid_post"]
     if others:
         return NotRun(
@@ -125,6 +126,8 @@ def _check_vocabulary(context: BenchmarkContext) -> None:
 def _train_probes(folder: Path, hook: str, config: AbsorptionConfig, context: BenchmarkContext) -> None:
     from sae_bench.evals.absorption.common import load_or_train_probe
 
+    from language_model.hooks import parse_hook
+
     with _repeatable(config):
         load_or_train_probe(
             model=context.language_model.hooked,
@@ -143,6 +146,8 @@ def _letters(folder: Path, hook: str, config: AbsorptionConfig, context: Benchma
     import torch
     from sae_bench.evals.absorption.common import load_probe, load_probe_data_split
     from sklearn.metrics import f1_score
+
+    from language_model.hooks import parse_hook
 
     model, layer, device = context.language_model.hooked, parse_hook(hook).layer, str(context.device)
     probe = load_probe(model.cfg.model_name, layer, folder, device=device)
@@ -183,7 +188,9 @@ def measure(
     from sae_bench.evals.absorption.k_sparse_probing import run_k_sparse_probing_experiment
     from sae_bench.evals.absorption.main import _aggregate_results_df
 
+    from evaluate.meaningful import narrow_remark
     from evaluate.sae_bench import to_sae_bench
+    from language_model.hooks import parse_hook
 
     if sae.card.d_sae < max(EXAMPLES, config.max_k_value):
         raise ValueError(
@@ -333,7 +340,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="82f89192d2d0739ec3e04ebd32afa931c8b80ad781b8e1680871115be9bb85d3",
+        code_sha256="7e0cef4c10fecd349bac92345120beb46b589bed66070c4ba6323eb2342f51c0",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

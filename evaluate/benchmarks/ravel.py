@@ -17,9 +17,6 @@ from pydantic import Field, JsonValue, model_validator
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.hub_data import keep_files
-from evaluate.meaningful import model_too_small
-from language_model.checkpoint import read_object
 from store.record import Record, plain
 
 if TYPE_CHECKING:
@@ -75,6 +72,9 @@ class RavelSetUp:
 
 def not_run(config: RavelConfig, context: BenchmarkContext) -> NotRun | None:
     """Why ravel cannot mean anything here."""
+    from evaluate.meaningful import model_too_small
+    from language_model.checkpoint import read_object
+
     architecture = (read_object(context.model_folder / "config.json").get("architectures") or ["unknown"])[0]
     if architecture not in MODELS:
         return NotRun(
@@ -114,6 +114,8 @@ def prepare(config: RavelConfig, context: BenchmarkContext) -> RavelSetUp:
 
 
 def _data(kind: str, config: RavelConfig, context: BenchmarkContext) -> Path:
+    from evaluate.hub_data import keep_files
+
     names = [f"ravel_{kind}_{name}.json" for name in FILES]
     return keep_files(context.kept, "ravel", dataset=DATASET, revision=config.data_revision, names=names)
 
@@ -329,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="01cbf3ce4c2e6e9109e18114283ad48450908c7180c33423f2b3aa951c3bb89f",
+        code_sha256="6faaa3fe181b16a15c52858e17e797a5bf17d89b9bed9024fcf9d62695099db2",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

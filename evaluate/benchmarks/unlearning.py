@@ -23,8 +23,6 @@ from pydantic import Field, JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.hub_data import ROWS_FILE, keep_rows, kept_rows
-from evaluate.meaningful import model_too_small
 from store.atomic import file_sha256
 from store.record import Record, plain
 
@@ -75,6 +73,8 @@ class UnlearningSetUp:
 
 def not_run(config: UnlearningConfig, context: BenchmarkContext) -> NotRun | None:
     """Why unlearning cannot mean anything here."""
+    from evaluate.meaningful import model_too_small
+
     if _short_name(context) not in MODELS:
         return NotRun(
             f"sae-bench asks instruct models alone, {' and '.join(MODELS)}, and this language model is "
@@ -99,6 +99,8 @@ def depends_on(config: UnlearningConfig) -> dict[str, JsonValue]:
 
 def prepare(config: UnlearningConfig, context: BenchmarkContext) -> UnlearningSetUp:
     """Finds the questions that the language model answers rightly whatever the order of their choices."""
+    from evaluate.hub_data import ROWS_FILE
+
     if FORGET not in config.dataset_names:
         raise ValueError(f"expected {FORGET} among evaluate.unlearning.dataset_names, got {list(config.dataset_names)}")
     data = _data(config, context)
@@ -129,6 +131,8 @@ def prepare(config: UnlearningConfig, context: BenchmarkContext) -> UnlearningSe
 
 
 def _data(config: UnlearningConfig, context: BenchmarkContext) -> dict[str, Path]:
+    from evaluate.hub_data import keep_rows
+
     def keep(dataset: str, name: str, columns: tuple[str, ...]) -> Path:
         return keep_rows(
             context.kept, "unlearning", dataset=dataset, name=name, revision=config.data_revision, split="test",
@@ -243,6 +247,8 @@ def _substituted(config: UnlearningConfig, context: BenchmarkContext, data: Mapp
     import torch
     from sae_bench.evals.unlearning.utils import feature_activation, metrics
 
+    from evaluate.hub_data import kept_rows
+
     model = context.language_model.hooked
 
     def kept_split(dataset: str, name: str, *, split: str) -> list[dict[str, Any]]:
@@ -295,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="60ad56080b771598a75af450b095be96141731e5036d06c403a5e0bdfb680194",
+        code_sha256="9f6965a3e07a6a29d5420324590bd976ca22fa33b0b94893f7e5b50fcdeb3c77",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from evaluate.benchmarks.core import CoreConfig
 from evaluate.benchmarks.geometry import GeometryConfig
-from evaluate.benchmarks.meta_structure import MetaStructureConfig
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import EvaluateConfig
 from evaluate.run import run
@@ -112,20 +111,7 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
         config=EvaluateConfig(
             core=CoreConfig(num_reconstruction_sequences=8, num_sparsity_sequences=6, batch_sequences=2),
             geometry=GeometryConfig(num_bins=40),
-            meta_structure=MetaStructureConfig(
-                random_seed=42,
-                width_ratio=0.25,
-                k=4,
-                train_steps=20,
-                train_batch_size=64,
-                learning_rate=5e-3,
-                weight_decay=0.0,
-                autocast=False,
-                eval_batch_size=64,
-                dead_feature_window=2000,
-                feature_sampling_window=200,
-                dtype="float32",
-            ),
+            meta_structure=None,
             mdl=None,
             absorption=None,
             ravel=None,

@@ -12,7 +12,7 @@ from evaluate.config import EvaluateConfig
 GOOD = {
     "core": {"num_reconstruction_sequences": 64, "num_sparsity_sequences": 128, "batch_sequences": 32},
     "geometry": {"num_bins": 100},
-}
+} | dict.fromkeys(set(BENCHMARKS) - {"core", "geometry"})
 
 
 def test_good_settings_are_taken_as_they_are() -> None:

@@ -14,8 +14,10 @@ from evaluate.benchmarks.benchmark import EvaluatedSAE
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.meta_structure import BENCHMARK, MetaStructureConfig
 from evaluate.isolation import undisturbed
+from evaluate.results import read_result
 from store.sae.weights import SAEWeights
 from tests.evaluate.benchmarks.conftest import measured
+from tests.evaluate.conftest import evaluate
 
 SETTINGS = {
     "random_seed": 42, "width_ratio": 0.25, "k": 4, "train_steps": 30, "train_batch_size": 64, "learning_rate": 5e-3,
@@ -58,6 +60,19 @@ def test_a_result_depends_on_its_seed_and_not_on_what_was_drawn_before(
     assert BENCHMARK.measure(sae, CONFIG, study_context, None) == first
     other = BENCHMARK.measure(sae, CONFIG.model_copy(update={"random_seed": 1}), study_context, None)
     assert other.metrics != first.metrics
+
+
+def test_a_run_over_two_saes_leaves_a_result_of_each_whatever_their_order(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None]
+) -> None:
+    study.config = study.config.model_copy(update={"meta_structure": CONFIG})
+    add_sae("one", saes.random(1))
+    add_sae("two", saes.random(2))
+    evaluate(study, "meta_structure", reuse=False)
+    before = read_result(study.results / "meta_structure" / "two.json")
+    add_sae("one", saes.random(3))
+    evaluate(study, "meta_structure", reuse=False)
+    assert read_result(study.results / "meta_structure" / "two.json") == before
 
 
 def test_a_decoder_of_one_direction_is_said_to_have_no_variance(

@@ -201,6 +201,7 @@ def test_data_that_no_hub_gives_are_reasons_in_words(
     assert reason(context) == ("The data set adamkarvonen/ravel_prompts on the hub lacks a file that sae-bench reads.")
     asks_the_hub.rename(asks_the_hub.parent / "other")
     assert reason(context).startswith("The hub has no data set adamkarvonen/ravel_prompts of this revision")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its five tries, 23 s in all
     point_libraries_at("http://127.0.0.1:9", tmp_path / "hub-cache", monkeypatch)
     assert "is not on this machine, and the hub could not be reached" in reason(context)
     assert len(COMMIT) == 40
