@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f089a698f55cf4ae8f6f15909c5bc2a86a6a4ec4658ebea73d4aee418d71d546",
+        code_sha256="8af4cba5f10fc3833437e3d34e0efef9ecb40daaaf47b1a448cd4e0ea948cbf3",
     ),
     metrics={
         "autointerp_score": "higher",

@@ -64,6 +64,16 @@ class NotRun:
     """A whole sentence."""
 
 
+class NotMeasurable(Exception):
+    """Raised by `prepare` alone: what it found out about the language model or the data rules the benchmark out for
+    every SAE. The report then lists the reason. What one SAE lacks is a remark beside its metrics, never this.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.why = NotRun(reason, advice)
+
+
 def _always_runs(config: Any, context: "BenchmarkContext") -> NotRun | None:  # noqa: ANN401 - the benchmark's own record
     del config, context
     return None
@@ -116,7 +126,9 @@ class Benchmark:
     """(SAE, settings, context, what `prepare` gave) -> what was measured. A ValueError says what cannot be used."""
     prepare: Callable[[Any, "BenchmarkContext"], Any] = _nothing_shared
     """(settings, context) -> what all SAEs share: data, probes, activations of the language model. Computed once per
-    sweep and kept in `context.kept`; called again (here, or on a worker) it finds what is there."""
+    sweep and kept in `context.kept`; called again (here, or on a worker) it finds what is there. Raises
+    NotMeasurable where the benchmark cannot be measured on any SAE, which only the set-up can tell (a data set that no
+    hub gives, a language model that knows too little)."""
     not_run: Callable[[Any, "BenchmarkContext"], NotRun | None] = _always_runs
     """(settings, context) -> why it cannot run here. Quick: no model is loaded."""
     depends_on: Callable[[Any], dict[str, JsonValue]] = _nothing_else

@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2ec0765997ab6d0c19e181b42721cf59daa36f38e0582f17c1250a435bd97357",
+        code_sha256="94e4b82f50b3ff512e739de6fc6948a7ba17d2aec54330592bcd9360385652c0",
     ),
     metrics={
         "explained_variance": "higher",

@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="19f795c476176139304907d8061607321053a778508b6fdce64ba03af84ee946",
+        code_sha256="8ec25df36ad25e0a0772d57998adc8ce1aba146b56a1e88c4cccd4dea9e3a17c",
     ),
     metrics={
         "penalty": "lower",

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import autointerp, core, geometry, sparse_probing, sparse_probing_sae_probes, tpp
+from evaluate.benchmarks import (
+    absorption,
+    autointerp,
+    core,
+    geometry,
+    mdl,
+    meta_structure,
+    ravel,
+    sparse_probing,
+    sparse_probing_sae_probes,
+    tpp,
+    unlearning,
+)
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -26,22 +38,16 @@ BENCHMARKS: dict[str, Benchmark] = {
         tpp.BENCHMARK,
         sparse_probing_sae_probes.BENCHMARK,
         autointerp.BENCHMARK,
+        meta_structure.BENCHMARK,
+        mdl.BENCHMARK,
+        absorption.BENCHMARK,
+        ravel.BENCHMARK,
+        unlearning.BENCHMARK,
     )
 }
 
 NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
     PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
-    PlannedBenchmark(
-        "absorption",
-        "How often a latent for a first letter does not fire because a more specific latent fires. Lower is better.",
-    ),
-    PlannedBenchmark("ravel", "Whether patching latents changes one attribute of an entity and leaves the others."),
-    PlannedBenchmark("unlearning", "Whether clamping latents removes knowledge of one topic and keeps the rest."),
-    PlannedBenchmark(
-        "meta_structure",
-        "How much of the variance of the decoder directions a second, smaller SAE trained on them explains.",
-    ),
-    PlannedBenchmark("mdl", "How many bits the latents of a row take when they are binned, and what binning costs."),
 )
 
 

@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="bf857255d227f22cf55b5b02c48ab60c7115867cecbceed74066433980c9106a",
+        code_sha256="2a33732bcd8b70c8b93b6139d42f704415f4f992229aa9ec7ab122622a9330e3",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9b37a24eaff6af9cccb59d449ba237a566e873ae7b5857373dc9fb6edbd342b1",
+        code_sha256="4dddbe6f5c4a0ab58c191c377669a423836b5f641fb3a6e511f03e7324d6c9b7",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -235,7 +235,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="dfc4db4fee1d3bd3570d50ab81c8d74e05d46779cdb9010a67122104cd9b4f55",
+        code_sha256="78555e21482e78e966daeb9d76452e2acb938ebb74be2ca53cb5c5dedc852db8",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

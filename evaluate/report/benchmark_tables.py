@@ -60,7 +60,7 @@ class BenchmarkTable:
 
 
 def headline_columns(inputs: ReportInputs) -> list[Column]:
-    """The first headline that all variants have, of every benchmark that is not in the main table, its floor beside it."""
+    """The first headline that all variants have, of every benchmark that is not in the main table, and its floor."""
     columns = []
     for name, results in inputs.results.items():
         entry = BENCHMARKS[name]

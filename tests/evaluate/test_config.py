@@ -12,16 +12,13 @@ from evaluate.config import EvaluateConfig
 GOOD = {
     "core": {"num_reconstruction_sequences": 64, "num_sparsity_sequences": 128, "batch_sequences": 32},
     "geometry": {"num_bins": 100},
-    "sparse_probing": None,
-    "tpp": None,
-    "sparse_probing_sae_probes": None,
     "autointerp": {
         "judge": {"kind": "lexical"},
         "num_latents": 10,
         "num_sequences": 64,
         "batch_sequences": 16,
     },
-}
+} | dict.fromkeys(set(BENCHMARKS) - {"core", "geometry", "autointerp"})
 
 
 def test_good_settings_are_taken_as_they_are() -> None:
