@@ -45,6 +45,8 @@ class BenchmarkContext:
     device: torch.device
     progress: Callable[[int], object] = no_progress
     """Called with a number of steps that are done."""
+    models_folder: Path = Path("models")
+    """Where the SAEs are, a folder each: for a benchmark that reads rows once for all of them."""
 
     @property
     def hooks(self) -> tuple[str, ...]:

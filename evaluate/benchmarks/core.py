@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="98ece87b3b7ad1e646d6c4536d28f4edf0a8edff0f78cfba0d051610acc1e1b2",
+        code_sha256="04ac5522e334206f45e8afe529943ce53bcff5a05e4e8a165550fdf34a7aecfc",
     ),
     metrics={
         "explained_variance": "higher",

@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="a36a7054ace6d2fd43483cace8884e1f9267996445e7510e2c0b00e808ea461d",
+        code_sha256="40988008c694ce51bab99acebcbf639f7bcd1be00dc0a00c79337ddc221c57d4",
     ),
     metrics={
         "penalty": "lower",
