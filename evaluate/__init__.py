@@ -16,6 +16,7 @@ upper_layers.py         a language model run from the hook on
 sae_bench.py            our artefact as a sae-bench SAE
 publish.py              SAEs in a folder for a model hub
 benchmarks/             one file per benchmark: here one is added
+latents/                what latents do, for people to look at
 compare/                variants against the baseline
 report/                 the page and the summary
 """

@@ -5,4 +5,5 @@ benchmark.py  what a benchmark is
 context.py    what a benchmark may use
 core.py       sae-bench core, the language model with and without the SAE
 geometry.py   angles between decoder directions
+latents.py    where latents fire, for people to look at
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import core, geometry
+from evaluate.benchmarks import core, geometry, latents
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         core.BENCHMARK,
         geometry.BENCHMARK,
+        latents.BENCHMARK,
     )
 }
 
