@@ -54,7 +54,7 @@ def feature(latents: VariantLatents, number: int) -> dict[str, Any]:
         ],
     }
     if said is not None:
-        found["explanations"] = [{"description": said.text, "scoreV1": said.score}]
+        found["explanations"] = [{"description": said.text, "score": said.score, "explanationModelName": latents.judge}]
     return found
 
 

@@ -188,7 +188,7 @@ def render(variants: Mapping[str, VariantLatents], embedded: Embedded, *, folder
         "folder": FOLDER,
         "chunk": CHUNK,
         "heldOut": any_latents.num_held_out,
-        "judged": any(latents.explanations for latents in variants.values()),
+        "judges": [latents.judge if latents.explanations else "" for latents in variants.values()],
         "first": embedded.first,
     }
     indexes = ",".join(f'"{number}":{text}' for number, text in embedded.indexes.items())

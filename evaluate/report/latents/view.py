@@ -49,6 +49,8 @@ class VariantLatents:
     spelling: Mapping[int, str]
     matches: Mapping[str, Match]
     explanations: Mapping[int, Explanation]
+    judge: str
+    """Who explained them; nothing where nobody did."""
 
     @property
     def num_latents(self) -> int:
@@ -95,7 +97,7 @@ def views(inputs: ReportInputs, results_folder: Path) -> dict[str, VariantLatent
             inputs.cards[name],
             LatentData.of(read_arrays(results_folder / BENCHMARK, result)),
             matches[name],
-            explanations(judged.get(name)),
+            judged.get(name),
         )
         for name, result in results.items()
     }
@@ -106,7 +108,7 @@ def _view(
     card: SAECard,
     data: LatentData,
     matches: Mapping[str, Match],
-    explained: Mapping[int, Explanation],
+    judged: BenchmarkResult | None,
 ) -> VariantLatents:
     details: Any = result.details
     settings: Any = result.inputs["settings"]
@@ -122,8 +124,14 @@ def _view(
         before=settings["tokens_before"],
         spelling={int(id_): text for id_, text in details["tokens"].items()},
         matches=matches,
-        explanations=explained,
+        explanations=explanations(judged),
+        judge=_judge(judged),
     )
+
+
+def _judge(result: BenchmarkResult | None) -> str:
+    judge = result.details.get("judge") if result is not None else None
+    return str(judge.get("name", "")) if isinstance(judge, dict) else ""
 
 
 def explanations(result: BenchmarkResult | None) -> dict[int, Explanation]:

@@ -271,7 +271,7 @@
   function step(by) {
     const place = listed.indexOf(state.latent);
     const next = place < 0 ? listed[0] : listed[place + by];
-    if (next !== undefined) location.hash = address(state.variant, next);
+    if (next !== undefined) go(state.variant, next);
   }
   function button(text, label, action) {
     const node = make("button", { type: "button", "aria-label": label, title: label }, text);
@@ -306,7 +306,7 @@
       const index = indexes.get(variant);
       if (index && index.said && index.said[latent]) {
         const score = index.score[latent];
-        parts.push(make("p", { class: "said" }, index.said[latent], score === null ? "" : make("span", { class: "muted" }, ` (score ${number(score)})`)));
+        parts.push(make("p", { class: "said" }, index.said[latent], make("span", { class: "muted" }, ` Explained by ${facts.judges[variant] || "a judge"}${score === null ? "" : `, score ${number(score)}`}.`)));
       }
       parts.push(make("dl", { class: "key" },
         fact("Fires on", percent(detail.density)),
@@ -349,7 +349,7 @@
     withIndex(state.variant, (index) => {
       if (!index) return;
       const firing = index.density.flatMap((density, latent) => (density > 0 ? [latent] : []));
-      if (firing.length) location.hash = address(state.variant, firing[Math.floor(Math.random() * firing.length)]);
+      if (firing.length) go(state.variant, firing[Math.floor(Math.random() * firing.length)]);
     });
   }
   function decoded(text) {
@@ -359,7 +359,20 @@
       return text;
     }
   }
+  let opened = null;
+  function go(variant, latent) {
+    location.hash = address(variant, latent);
+    arrive(); // now: the event comes later, and the next key may come before it
+  }
+  function arrive() {
+    if (location.hash === opened) return;
+    open();
+    if (main.dataset.view === "latent" && byId("latent").getBoundingClientRect().top < 0) {
+      byId("latent").scrollIntoView({ block: "start", behavior: "instant" });
+    }
+  }
   function open() {
+    opened = location.hash;
     hideTip();
     const hash = location.hash.slice(1);
     const slash = hash.lastIndexOf("/");
@@ -384,9 +397,9 @@
   }
 
   byId("variant").append(...facts.variants.map(({ name }, place) => make("option", { value: place }, name)));
-  const sorts = Object.entries(SORTS).filter(([, [, column]]) => column !== "score" || facts.judged);
+  const sorts = Object.entries(SORTS).filter(([, [, column]]) => column !== "score" || facts.judges.some(Boolean));
   byId("sort").append(...sorts.map(([key, [text]]) => make("option", { value: key }, text)));
-  byId("variant").addEventListener("change", (event) => { location.hash = address(Number(event.target.value), null); });
+  byId("variant").addEventListener("change", (event) => go(Number(event.target.value), null));
   byId("query").addEventListener("input", (event) => {
     state.query = event.target.value;
     state.shown = SHOWN;
@@ -400,7 +413,7 @@
   });
   document.querySelector(".tools").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (listed.length) location.hash = address(state.variant, listed[0]);
+    if (listed.length) go(state.variant, listed[0]);
   });
   byId("random").addEventListener("click", random);
   byId("more").addEventListener("click", () => {
@@ -414,11 +427,6 @@
     event.preventDefault();
     action();
   });
-  addEventListener("hashchange", () => {
-    open();
-    if (main.dataset.view === "latent") {
-      if (byId("latent").getBoundingClientRect().top < 0) byId("latent").scrollIntoView({ block: "start", behavior: "instant" });
-    }
-  });
+  addEventListener("hashchange", arrive);
   open();
 })();
