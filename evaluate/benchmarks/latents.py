@@ -262,7 +262,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a7ed8b9202a2399b0dd2fbbedcca272aee5cf80500059e77a83176c088da2b8e",
+        code_sha256="8ed471ee875fb2eeeec5b9d90d2ce25a9bff4d7b40a62642946ba0ef855d4c8d",
     ),
     metrics={
         "mean_density": "neither",

@@ -8,7 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.latents.collect import Collected
-from evaluate.latents.logit_effects import LogitEffects
+
+
+@dataclass(frozen=True)
+class LogitEffects:
+    """The tokens that each latent raises and lowers most, the outermost first; of equal ones the smaller id comes first."""
+
+    raised: NDArray[np.int64]
+    """(F, n) token ids."""
+    raised_by: NDArray[np.float32]
+    """(F, n)"""
+    lowered: NDArray[np.int64]
+    lowered_by: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

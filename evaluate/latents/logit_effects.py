@@ -11,7 +11,6 @@ same for all tokens, so that the order of tokens is right and the size is compar
 is increasing and leaves the order as it is; it is left out. Layers between the hook and the head are not considered.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluate.latents.best import best_of_each
+from evaluate.latents.data import LogitEffects
 from language_model.families import GEMMA
 from store.sae.geometry import unit_rows
 
@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 
 NUM_TOKENS = 10
 _BLOCK_LOGITS = 2**25
-
-
-@dataclass(frozen=True)
-class LogitEffects:
-    """The tokens at both ends, the outermost first; of equal ones the smaller id comes first."""
-
-    raised: NDArray[np.int64]
-    """(F, n) token ids."""
-    raised_by: NDArray[np.float32]
-    """(F, n)"""
-    lowered: NDArray[np.int64]
-    lowered_by: NDArray[np.float32]
 
 
 @torch.no_grad()

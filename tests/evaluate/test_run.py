@@ -229,7 +229,7 @@ def test_an_empty_folder_of_models_is_refused(evaluate_all: Callable[..., None])
 
 @pytest.mark.usefixtures("two_saes")
 def test_an_unknown_benchmark_is_refused_with_those_that_exist(evaluate_all: Callable[..., None]) -> None:
-    with pytest.raises(ValueError, match="expected a benchmark among core, geometry, got 'scr'"):
+    with pytest.raises(ValueError, match=r"expected a benchmark among core, geometry, .*, got 'scr'"):
         evaluate_all("scr")
 
 
