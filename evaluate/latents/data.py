@@ -12,7 +12,7 @@ from evaluate.latents.collect import Collected
 
 @dataclass(frozen=True)
 class LogitEffects:
-    """The tokens that each latent raises and lowers most, the outermost first; of equal ones the smaller id comes first."""
+    """Tokens that each latent raises and lowers most, the outermost first; of equal ones the smaller id."""
 
     raised: NDArray[np.int64]
     """(F, n) token ids."""
