@@ -29,11 +29,14 @@ def activations() -> NDArray[np.float32]:
     return latents
 
 
-def streamed(latents: NDArray[np.float32], counted: NDArray[np.bool_], order: list[int], batch: int) -> Collected:
-    collector = LatentCollector(CONTEXTS, num_latents=F, device=torch.device("cpu"))
+def streamed(
+    latents: NDArray[np.float32], counted: NDArray[np.bool_], order: list[int], batch: int, device: str = "cpu"
+) -> Collected:
+    collector = LatentCollector(CONTEXTS, num_latents=F, device=torch.device(device))
     for start in range(0, S, batch):
         sequences = np.array(order[start : start + batch])
-        collector.add(torch.from_numpy(latents[sequences]), torch.from_numpy(counted[sequences]), sequences)
+        rows, are_counted = (torch.from_numpy(part[sequences]).to(device) for part in (latents, counted))
+        collector.add(rows, are_counted, sequences)
     return collector.collected()
 
 
@@ -60,13 +63,16 @@ def plain_places(latents: NDArray[np.float32], latent: int) -> list[int]:
     return top + [-1] * (CONTEXTS.num_top - len(top)) + of_tenths
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("batch", "shuffled"), [(1, False), (4, False), (4, True), (S, False)])
-def test_it_finds_what_a_plain_computation_finds(activations: NDArray[np.float32], batch: int, shuffled: bool) -> None:
+def test_it_finds_what_a_plain_computation_finds(
+    activations: NDArray[np.float32], batch: int, shuffled: bool, device: str
+) -> None:
     counted = np.ones((S, T), dtype=bool)
     counted[:, 0] = False
     counted[3, 5] = False
     order = np.random.default_rng(2).permutation(S).tolist() if shuffled else list(range(S))
-    found = streamed(activations, counted, order, batch)
+    found = streamed(activations, counted, order, batch, device)
     rows = activations * counted[:, :, None]
     assert found.num_rows == S * (T - 1) - 1
     assert found.num_firing.tolist() == (rows > 0).sum(axis=(0, 1)).tolist()

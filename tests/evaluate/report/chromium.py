@@ -92,6 +92,7 @@ class Tab:
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
+        self.call("Emulation.setTouchEmulationEnabled", enabled=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
@@ -103,11 +104,22 @@ class Tab:
 
     def point_at(self, script: str) -> None:
         """Moves the mouse to the middle of the element that an expression gives."""
-        box = self.run(
-            f"(() => {{ const e = {script}; e.scrollIntoView({{block: 'center', behavior: 'instant'}}); "
+        x, y = self._middle(script)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def tap(self, script: str) -> None:
+        """Touches the middle of the element that an expression gives, as on a phone."""
+        x, y = self._middle(script)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def _middle(self, script: str) -> tuple[float, float]:
+        x, y = self.run(
+            f"(async () => {{ const e = {script}; e.scrollIntoView({{block: 'center', behavior: 'instant'}}); "
+            "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))); "
             "const b = e.getClientRects()[0]; return [b.left + b.width / 2, b.top + b.height / 2]; })()"
         )
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
+        return x, y
 
     def is_wider_than_the_window(self) -> bool:
         """Whether there is sideways scrolling."""

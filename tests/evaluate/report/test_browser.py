@@ -254,7 +254,9 @@ def test_what_is_not_in_the_page_comes_from_its_folder_when_it_is_opened_and_is_
     assert "index.js is not beside it" in tab.run("document.getElementById('count').textContent")
 
 
-def test_a_phone_shows_the_list_or_the_latent(tab: Tab, open_page: Callable[..., Path]) -> None:
+def test_a_phone_shows_the_list_or_the_latent(
+    tab: Tab, open_page: Callable[..., Path], study_of_four: SimpleNamespace
+) -> None:
     open_page(address="#baseline")
     tab.show_as(width=390)
     visible = "['.finder', '#latent'].map(one => getComputedStyle(document.querySelector(one)).display !== 'none')"
@@ -262,6 +264,11 @@ def test_a_phone_shows_the_list_or_the_latent(tab: Tab, open_page: Callable[...,
     tab.run("document.querySelector('#rows a').click()")
     tab.wait_until(f"{SHOWN} === 'baseline / 0'")
     assert tab.run(visible) == [False, True]
+    assert not tab.is_wider_than_the_window()
+    tab.run(f"location.hash = '#baseline/{int(study_of_four.latents['baseline'].data.num_firing.argmax())}'")
+    tab.wait_until(f"{TOP_TEXTS}.length > 1")
+    tab.tap(f"{TOP_TEXTS}[1].querySelector('.own')")
+    tab.wait_until("!document.getElementById('tip').hidden")
     assert not tab.is_wider_than_the_window()
     tab.run("document.querySelector('.back').click()")
     tab.wait_until("location.hash === '#baseline'")
