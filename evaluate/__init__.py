@@ -25,6 +25,7 @@ publish.py              SAEs in a folder for a model hub
 labelled/               texts with labels
 judge/                  who explains latents and predicts from it
 benchmarks/             one file per benchmark: here one is added
+latents/                what latents do, for people to look at
 compare/                variants against the baseline
 report/                 the page and the summary
 """

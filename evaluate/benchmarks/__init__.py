@@ -14,4 +14,5 @@ mdl.py             bits of latents in bins
 absorption.py      first letters that a narrower latent takes over
 ravel.py           one attribute of an entity changed, the others left
 unlearning.py      knowledge removed by clamping latents
+latents.py         where latents fire, for people to look at
 """

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from compute.code_version import CodeVersion
@@ -52,6 +54,8 @@ class Measurement:
     """Whole sentences about results that are no scores: dead latents, chance level, a judge that always says yes."""
     details: dict[str, JsonValue] = field(default_factory=dict)
     """Distributions, the benchmark library's own output, and how the metrics were computed."""
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """What is too much for JSON: kept beside the result as safetensors."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from evaluate.benchmarks import (
     autointerp,
     core,
     geometry,
+    latents,
     mdl,
     meta_structure,
     ravel,
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         absorption.BENCHMARK,
         ravel.BENCHMARK,
         unlearning.BENCHMARK,
+        latents.BENCHMARK,
     )
 }
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from evaluate.benchmarks.autointerp import AutoInterpConfig
 from evaluate.benchmarks.core import CoreConfig
 from evaluate.benchmarks.geometry import GeometryConfig
+from evaluate.benchmarks.latents import LatentsConfig
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import EvaluateConfig
 from evaluate.judge.limits import JudgeLimits
@@ -135,6 +136,15 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
             absorption=None,
             ravel=None,
             unlearning=None,
+            latents=LatentsConfig(
+                num_held_out_sequences=6,
+                num_training_sequences=0,
+                num_top_contexts=3,
+                num_sampled_firings=20,
+                num_contexts_per_quantile=1,
+                tokens_before=4,
+                tokens_after=2,
+            ),
         ),
         manifest=load_manifest(root / "data" / "activations"),
         cache=root / "data" / "activations",
