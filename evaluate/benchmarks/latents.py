@@ -262,7 +262,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="8ed471ee875fb2eeeec5b9d90d2ce25a9bff4d7b40a62642946ba0ef855d4c8d",
+        code_sha256="47c98796df9b1977f9fd0486641439702da0c11253a20ad553a8f8212fbc676f",
     ),
     metrics={
         "mean_density": "neither",
