@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="3a87791a460f653cf133400265dbd66c60b11444a888f30b48523467294fee12",
+        code_sha256="abbfa571225ab92c64387b506d602ee0e19cae970af494178301fd156276785b",
     ),
     metrics={
         "autointerp_score": "higher",
