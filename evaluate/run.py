@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from compute.cluster import connect, refuse_other_software, run_on_workers
 from compute.code_version import tell_if_edited
-from evaluate.benchmarks.benchmark import Benchmark, NotRun
+from evaluate.benchmarks.benchmark import Benchmark, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import settings_of
@@ -104,8 +104,11 @@ def run(
                 )
                 for variant in missing
             ]
-            _measure(entry, tasks, context, scheduler=scheduler)
+            why_not = _measure(entry, tasks, context, scheduler=scheduler)
             context.kept.make_room()
+            if why_not is not None:
+                _leave_out(entry, why_not, finished, output)
+                return
         replace_folder(finished, output)
 
 
@@ -160,15 +163,22 @@ def _is_left_out(benchmark: str, card: SAECard) -> bool:
 
 def _measure(
     benchmark: Benchmark, tasks: Sequence[EvaluationTask], context: BenchmarkContext, *, scheduler: str | None
-) -> None:
-    """Sets up once, here, and measures each SAE here or on the workers, which find the set-up on disk."""
+) -> NotRun | None:
+    """Sets up once, here, and measures each SAE here or on the workers, which find the set-up on disk.
+
+    Returns why nothing can be measured, where the set-up found that out.
+    """
     print(f"evaluate {benchmark.name}: sets up for {len(tasks)} SAEs", file=sys.stderr)
     with tqdm(desc=f"evaluate {benchmark.name}, set-up", unit="step") as progress:
-        shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=progress.update))
+        try:
+            shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=progress.update))
+        except NotMeasurable as error:
+            return error.why
     if scheduler is None:
         _measure_here(benchmark, tasks, context, shared)
     else:
         _measure_on_workers(benchmark, tasks, scheduler)
+    return None
 
 
 def _measure_here(

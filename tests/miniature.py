@@ -42,3 +42,4 @@ def shrink(params: dict[str, Any]) -> None:
         "num_sparsity_sequences": 8,
         "batch_sequences": 4,
     }
+    profile["evaluate"]["meta_structure"]["train_steps"] = 20

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="abbfa571225ab92c64387b506d602ee0e19cae970af494178301fd156276785b",
+        code_sha256="647f1585317b45caf567c802af4aa309f3f263ace2b25581b2c971fc66915ea9",
     ),
     metrics={
         "autointerp_score": "higher",

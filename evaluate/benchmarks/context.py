@@ -48,6 +48,8 @@ class BenchmarkContext:
     """What a judge may cost."""
     progress: Callable[[int], object] = no_progress
     """Called with a number of steps that are done."""
+    models_folder: Path = Path("models")
+    """Where the SAEs are, a folder each: for a benchmark that reads rows once for all of them."""
 
     @property
     def hooks(self) -> tuple[str, ...]:

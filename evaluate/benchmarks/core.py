@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="ef50a028000f4fa1634defab1d890844218818397a267dae7c1f9a36a88c7a39",
+        code_sha256="8553b46a6babe46d246fb6d247696b61a2447045cfbe5ee125d500727e162ae6",
     ),
     metrics={
         "explained_variance": "higher",

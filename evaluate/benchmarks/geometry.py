@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="e87c0e73da6c70822cf366391c72bfad3e4973547011a71acdb5a6c187dfd19d",
+        code_sha256="7d9a2f54c000de8d97bf19c9da043b7ddce73e16e7e2c25ef01c6639bb2edd96",
     ),
     metrics={
         "penalty": "lower",

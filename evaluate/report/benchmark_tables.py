@@ -60,15 +60,22 @@ class BenchmarkTable:
 
 
 def headline_columns(inputs: ReportInputs) -> list[Column]:
-    """The first headline of every benchmark that is not in the main table, its floor beside it."""
+    """The first headline that all variants have, of every benchmark that is not in the main table, and its floor."""
     columns = []
     for name, results in inputs.results.items():
-        if name in MAIN:
+        entry = BENCHMARKS[name]
+        headlines = [metric for metric in entry.headlines if has(results, metric)]
+        if name in MAIN or not headlines:
             continue
-        entry, metric = BENCHMARKS[name], BENCHMARKS[name].headlines[0]
+        metric = headlines[0]
         shown = [metric, entry.floors[metric]] if metric in entry.floors else [metric]
         columns += [Column(name, metric, entry.metrics[metric], judge_of(results)) for metric in shown]
     return columns
+
+
+def has(results: Mapping[str, BenchmarkResult], metric: str) -> bool:
+    """Whether all variants have the metric."""
+    return all(metric in result.metrics for result in results.values())
 
 
 def judge_of(results: Mapping[str, BenchmarkResult]) -> str:
@@ -116,7 +123,9 @@ def _table(
     estimates: Mapping[str, Mapping[str, Estimate]],
     reference: Mapping[str, str | None],
 ) -> BenchmarkTable:
-    columns = tuple(Column(benchmark.name, metric, better) for metric, better in benchmark.metrics.items())
+    columns = tuple(
+        Column(benchmark.name, metric, better) for metric, better in benchmark.metrics.items() if has(results, metric)
+    )
     return BenchmarkTable(
         benchmark=benchmark,
         title=named(benchmark.name, judge_of(results)),
