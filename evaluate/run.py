@@ -15,6 +15,7 @@ from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import settings_of
 from evaluate.dependencies import all_cards, diverged_at, held_out_tokens, result_inputs
+from evaluate.judge.limits import JudgeLimits
 from evaluate.results import result_path, write_not_run
 from evaluate.reuse import remove_outdated, take_earlier, without_result
 from evaluate.task import (
@@ -52,6 +53,7 @@ def run(
     reuse: bool,
     set_up_bytes: int = DEFAULT_SET_UP_BYTES,
     scheduler: str | None = None,
+    judge_limits: JudgeLimits | None = None,
 ) -> None:
     """Writes `<output>/<variant>.json` for every variant in `models_folder` that did not diverge, and nothing else.
 
@@ -64,6 +66,7 @@ def run(
         config: an EvaluateConfig.
         set_ups: folder of what SAEs share, at most `set_up_bytes` of it after the run.
         scheduler: of a Dask cluster whose workers measure; None measures here.
+        judge_limits: what a judge may cost; None is no limit.
 
     Raises:
         BenchmarkFailed: a variant could not be measured; names it. Finished variants stay in `scratch`.
@@ -82,7 +85,7 @@ def run(
         subject = Subject(
             benchmark=benchmark, settings=settings, model=model, cache=_anywhere(cache),
             models_folder=models_folder.resolve(), variants=(), set_ups=set_ups.resolve(),
-            set_up_bytes=set_up_bytes, device=device,
+            set_up_bytes=set_up_bytes, device=device, judge_limits=judge_limits or JudgeLimits(),
         )  # fmt: skip
         missing = _missing(entry, subject, finished, output=output, reuse=reuse)
         if missing:

@@ -343,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="784beffbda0b27bae50fc52ec496c193c743f001e006710a7988fa7fca7b7b53",
+        code_sha256="e034bd96efd15196347fd1275ec030ce05e99b1ede2e6ee1f3977a0a2bd34820",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from compute.code_version import CodeVersion
@@ -52,6 +54,8 @@ class Measurement:
     """Whole sentences about results that are no scores: dead latents, chance level, a judge that always says yes."""
     details: dict[str, JsonValue] = field(default_factory=dict)
     """Distributions, the benchmark library's own output, and how the metrics were computed."""
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """What is too much for JSON: kept beside the result as safetensors."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,14 @@ class Benchmark:
     """Raised by hand when the same inputs give other metrics: results of other versions are not reused."""
     metrics: Mapping[str, Better]
     """Their names in its results. Where results of several benchmarks meet they are `<benchmark>/<metric>`."""
+    optional: frozenset[str] = frozenset()
+    """Metrics that some SAEs do not have, because they are too small or something cannot be measured on them."""
     headlines: tuple[str, ...]
     """Those that stand for it where many benchmarks are shown side by side, the first for all."""
     measures: str
     """What it measures, a sentence or two."""
+    floors: Mapping[str, str] = field(default_factory=dict)
+    """By metric, the one that says what it is without any skill: shown beside it wherever it is."""
     measure: Callable[[EvaluatedSAE, Any, "BenchmarkContext", Any], Measurement]
     """(SAE, settings, context, what `prepare` gave) -> what was measured. A ValueError says what cannot be used."""
     prepare: Callable[[Any, "BenchmarkContext"], Any] = _nothing_shared

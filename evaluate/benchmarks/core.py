@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="41b822d38dcabc987cb65787ef03168c43ea712dcfe8f827bd90ff0d5dd555f4",
+        code_sha256="8553b46a6babe46d246fb6d247696b61a2447045cfbe5ee125d500727e162ae6",
     ),
     metrics={
         "explained_variance": "higher",

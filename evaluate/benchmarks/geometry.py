@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="1088bccfe621564a9c99c588e88403a1ac588319e592b4058bb24c84f659d62f",
+        code_sha256="7d9a2f54c000de8d97bf19c9da043b7ddce73e16e7e2c25ef01c6639bb2edd96",
     ),
     metrics={
         "penalty": "lower",

@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="12c10e51f5dfc8fe334c3fe75f7b6d69c259d981fe06617bdddc183e691c01bf",
+        code_sha256="b6ad72102a1f6ca74d7fa9166f3daf96c51a826e459ce19e65df0dc0f2bcc089",
     ),
     metrics={
         "description_length": "lower",

@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="53d4856b75996c0f56d2966492a6cc241d5aae5ac8f6772e680c2423d748e583",
+        code_sha256="e1905c15975efae378ed7c9613c16c5def62431fac326712bb224c17c568ba5c",
     ),
     metrics={
         "decoder_fraction_variance_explained": "lower",

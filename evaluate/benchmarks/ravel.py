@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="6faaa3fe181b16a15c52858e17e797a5bf17d89b9bed9024fcf9d62695099db2",
+        code_sha256="169da3af6113d48219357b75676975fc1bbf2b2df59d9f33129c811f823b7c11",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

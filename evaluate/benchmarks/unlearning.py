@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9f6965a3e07a6a29d5420324590bd976ca22fa33b0b94893f7e5b50fcdeb3c77",
+        code_sha256="93c34012c53cfbedf2ddf1e85fd80b43dbbbf59bdf3face8d8ac34634f0c3173",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),
