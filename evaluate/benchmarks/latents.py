@@ -262,7 +262,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="8ed471ee875fb2eeeec5b9d90d2ce25a9bff4d7b40a62642946ba0ef855d4c8d",
+        code_sha256="2372ebe4f6d427a563841a32ca0985ce9bcd9e3ba63230a8f728419f54df57c4",
     ),
     metrics={
         "mean_density": "neither",
