@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.registry import BENCHMARKS, check_measurement
 from evaluate.dependencies import all_cards, held_out_tokens, result_inputs
 from evaluate.isolation import undisturbed
+from evaluate.judge.limits import JudgeLimits
 from evaluate.kept import KeptSetUps
 from evaluate.results import arrays_bytes, make_result, write_result
 from language_model.config import LanguageModelConfig
@@ -43,6 +44,8 @@ class Subject:
     set_ups: Path
     set_up_bytes: int
     device: str
+    judge_limits: JudgeLimits = field(default_factory=JudgeLimits)
+    """What a judge may cost."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def make_context(subject: Subject) -> BenchmarkContext:
         held_out=held_out_tokens(files, manifest, needed=benchmark.num_held_out_sequences(subject.settings)),
         kept=KeptSetUps(subject.set_ups, budget_bytes=subject.set_up_bytes),
         device=torch.device(subject.device),
+        judge_limits=subject.judge_limits,
     )
 
 

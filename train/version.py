@@ -26,6 +26,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="2167328d5f7338cd3f48ceab16ea593cf6600cbe8550fe1375e1fadc35866963",
+    code_sha256="319cd7211e13a444e8a3e77c586bc1e5b940e185b60104d99633535e264d57dd",
 )
 """Raised by hand when the same inputs give other weights or another log."""

@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="04ac5522e334206f45e8afe529943ce53bcff5a05e4e8a165550fdf34a7aecfc",
+        code_sha256="94e4b82f50b3ff512e739de6fc6948a7ba17d2aec54330592bcd9360385652c0",
     ),
     metrics={
         "explained_variance": "higher",

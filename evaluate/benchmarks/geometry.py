@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="40988008c694ce51bab99acebcbf639f7bcd1be00dc0a00c79337ddc221c57d4",
+        code_sha256="8ec25df36ad25e0a0772d57998adc8ce1aba146b56a1e88c4cccd4dea9e3a17c",
     ),
     metrics={
         "penalty": "lower",

@@ -12,6 +12,12 @@ from evaluate.config import EvaluateConfig
 GOOD = {
     "core": {"num_reconstruction_sequences": 64, "num_sparsity_sequences": 128, "batch_sequences": 32},
     "geometry": {"num_bins": 100},
+    "autointerp": {
+        "judge": {"kind": "lexical"},
+        "num_latents": 10,
+        "num_sequences": 64,
+        "batch_sequences": 16,
+    },
     "latents": {
         "num_held_out_sequences": 64,
         "num_training_sequences": 0,
@@ -21,7 +27,7 @@ GOOD = {
         "tokens_before": 16,
         "tokens_after": 8,
     },
-}
+} | dict.fromkeys(set(BENCHMARKS) - {"core", "geometry", "autointerp", "latents"})
 
 
 def test_good_settings_are_taken_as_they_are() -> None:
@@ -36,6 +42,14 @@ def test_good_settings_are_taken_as_they_are() -> None:
         ("core", {"batch_sequences": 0}, "core.batch_sequences\n  Input should be greater than 0"),
         ("core", {"num_sparsity_sequences": -32}, "core.num_sparsity_sequences\n  Input should be greater than 0"),
         ("core", {"batch_sequences": "32"}, "core.batch_sequences\n  Input should be a valid integer"),
+        ("autointerp", {"judge": {"kind": "oracle"}}, "Input tag 'oracle' found using 'kind' does not match any of"),
+        ("autointerp", {"judge": {"kind": "lexical", "key": "sk"}}, "key\n  Extra inputs are not permitted"),
+        ("autointerp", {"judge": {"kind": "openai-compatible"}}, "openai-compatible.model\n  Field required"),
+        (
+            "autointerp",
+            {"num_sequences": 11},
+            "expected num_sequences of at least 12, since",
+        ),
         ("geometry", {"num_bins": 2}, "geometry.num_bins\n  Input should be greater than or equal to 10"),
         ("latents", {"num_top_contexts": 0}, "latents.num_top_contexts\n  Input should be greater than or equal to 1"),
         ("latents", {"num_sampled_firings": 9}, "latents.num_sampled_firings\n  Input should be greater than or equal"),
