@@ -340,7 +340,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="369ed794c7dfe4c77e0d8f8b9c713977f5527b94f77c226f64685780d8b19347",
+        code_sha256="140ee62d44530a446679f94a8b12cea3d78664807b0eb215ae456dcd83d86c76",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

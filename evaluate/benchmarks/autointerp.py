@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="8af4cba5f10fc3833437e3d34e0efef9ecb40daaaf47b1a448cd4e0ea948cbf3",
+        code_sha256="2878974f08fcb9c9a5dfe28f21f0ba0b064ce9d6513726b138a752849afc8150",
     ),
     metrics={
         "autointerp_score": "higher",

@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="94e4b82f50b3ff512e739de6fc6948a7ba17d2aec54330592bcd9360385652c0",
+        code_sha256="8553b46a6babe46d246fb6d247696b61a2447045cfbe5ee125d500727e162ae6",
     ),
     metrics={
         "explained_variance": "higher",

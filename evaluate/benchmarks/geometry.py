@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="8ec25df36ad25e0a0772d57998adc8ce1aba146b56a1e88c4cccd4dea9e3a17c",
+        code_sha256="7d9a2f54c000de8d97bf19c9da043b7ddce73e16e7e2c25ef01c6639bb2edd96",
     ),
     metrics={
         "penalty": "lower",

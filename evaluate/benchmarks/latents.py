@@ -262,7 +262,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2372ebe4f6d427a563841a32ca0985ce9bcd9e3ba63230a8f728419f54df57c4",
+        code_sha256="28b33eca8220ac04df957f2f68a24e02ba407f39f5f0ec7746c88acc893a1d65",
     ),
     metrics={
         "mean_density": "neither",

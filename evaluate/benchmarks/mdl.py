@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="db31707e494e393657347dbd571531ec8640f85ebe52e90f40b22614749a357a",
+        code_sha256="b6ad72102a1f6ca74d7fa9166f3daf96c51a826e459ce19e65df0dc0f2bcc089",
     ),
     metrics={
         "description_length": "lower",

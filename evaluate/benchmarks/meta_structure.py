@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0dd03d3d41f69cf4f959ff6e8c8a996a12b503a376cf854e67218cf385d638b4",
+        code_sha256="e1905c15975efae378ed7c9613c16c5def62431fac326712bb224c17c568ba5c",
     ),
     metrics={
         "decoder_fraction_variance_explained": "lower",

@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="ccf8fd9d5a95a9049c695d96e58f21518bfec9378100d8b06cc11165c4025ffd",
+        code_sha256="169da3af6113d48219357b75676975fc1bbf2b2df59d9f33129c811f823b7c11",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

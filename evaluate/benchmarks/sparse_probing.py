@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2a33732bcd8b70c8b93b6139d42f704415f4f992229aa9ec7ab122622a9330e3",
+        code_sha256="a20e43a941c79fd62de9f8ac844e9f7118b3787d0f3a91b7dea6eb7877101a9a",
     ),
     metrics={
         "sae_test_accuracy": "higher",

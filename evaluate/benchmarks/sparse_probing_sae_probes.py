@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="4dddbe6f5c4a0ab58c191c377669a423836b5f641fb3a6e511f03e7324d6c9b7",
+        code_sha256="0fc00fbcb008bed5831d5a6970f295be7c19634e3cf38b11274c8bb542ddb05f",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -235,7 +235,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="78555e21482e78e966daeb9d76452e2acb938ebb74be2ca53cb5c5dedc852db8",
+        code_sha256="96edadaf7c248e03bd05ab08257a258a19d076689ad1d3f5d80b61cd5448dec2",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

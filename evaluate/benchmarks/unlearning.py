@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="639176d239ea256392bb4015967221c0db0265de5a83a382e77bedc41f42a179",
+        code_sha256="93c34012c53cfbedf2ddf1e85fd80b43dbbbf59bdf3face8d8ac34634f0c3173",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),
