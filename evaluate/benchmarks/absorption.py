@@ -343,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="140ee62d44530a446679f94a8b12cea3d78664807b0eb215ae456dcd83d86c76",
+        code_sha256="e034bd96efd15196347fd1275ec030ce05e99b1ede2e6ee1f3977a0a2bd34820",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2878974f08fcb9c9a5dfe28f21f0ba0b064ce9d6513726b138a752849afc8150",
+        code_sha256="647f1585317b45caf567c802af4aa309f3f263ace2b25581b2c971fc66915ea9",
     ),
     metrics={
         "autointerp_score": "higher",

@@ -262,7 +262,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="47c98796df9b1977f9fd0486641439702da0c11253a20ad553a8f8212fbc676f",
+        code_sha256="28b33eca8220ac04df957f2f68a24e02ba407f39f5f0ec7746c88acc893a1d65",
     ),
     metrics={
         "mean_density": "neither",
