@@ -79,7 +79,7 @@ def test_a_kind_that_selects_k_latents_has_no_coefficient(resolved: Resolved) ->
 
 
 def test_a_target_that_cannot_be_met_or_comes_with_a_warm_up_is_refused(resolved: Resolved) -> None:
-    with pytest.raises(ValueError, match="expected target_l0 below d_sae = 12, got 46. Lower it"):
+    with pytest.raises(ValueError, match=r"expected target_l0 below d_sae = 12, got 46. Lower it"):
         resolved(d_sae=12, l1={"target_l0": 46.0})
     with pytest.raises(ValueError, match="expected sparsity_warm_up_fraction of 0 beside a target_l0"):
         resolved(d_sae=384, l1={"target_l0": 46.0}, sparsity_warm_up_fraction=0.1)
