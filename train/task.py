@@ -18,7 +18,7 @@ from store.cache.norm_limit import NormLimit, within_limit
 from store.errors import MismatchedCache
 from store.files.open import CachePlace
 from store.lease import exclusive_lock
-from store.read.batches import Position
+from store.read.batches import Position, rows_in_use
 from store.read.cache import ActivationCache
 from store.read.device import DeviceBatches
 from store.read.long_rows import RowsWithin
@@ -200,6 +200,8 @@ class Plan:
     """What rows are multiplied with, so that E||x||^2 = d_model."""
     mean: list[float]
     """Mean of the raw training rows, (d_model,)."""
+    num_rows: int
+    """Rows that are sure to be there in an epoch."""
     limit: NormLimit | None
     """Rows above it are left out of all this; None: there is no limit."""
 
@@ -208,7 +210,7 @@ class Plan:
         """What the reader has to know of the limit; None where no row is above it."""
         if self.limit is None or not self.limit.num_rows_above:
             return None
-        return RowsWithin(self.limit.squared_norm, self.limit.num_rows_within)
+        return RowsWithin(self.limit.squared_norm, self.num_rows)
 
 
 def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
@@ -219,22 +221,27 @@ def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
             "Choose one of them, or add it to harvest.hooks"
         )
     moments = manifest.moments[config.hook]
+    num_rows = rows_in_use(manifest, "training", config.num_rows)
     mean, mean_squared_norm, limit = moments.mean, moments.mean_squared_norm, None
     if config.max_norm is not None:
         within = within_limit(moments, config.max_norm.times_median)
         mean, mean_squared_norm, limit = within.mean, within.mean_squared_norm, within.limit
-    num_rows = manifest.num_rows if limit is None else limit.num_rows_within
-    steps_per_epoch = num_rows // config.batch_rows
+        # Of a part of the cache it is not known how many are above the limit: as many are sure to be left.
+        num_rows -= limit.num_rows_above
+    steps_per_epoch = max(0, num_rows) // config.batch_rows
     if steps_per_epoch == 0:
+        left_out = limit is not None and limit.num_rows_above > 0
         raise ValueError(
-            f"expected train.batch_rows of at most the {num_rows} rows of the cache"
-            f"{' within train.max_norm' * (num_rows < manifest.num_rows)}, got {config.batch_rows}. "
-            "Lower it, or raise harvest.num_rows"
+            f"expected train.batch_rows of at most the {max(0, num_rows)} rows of the cache that are trained on"
+            f"{', those above train.max_norm left out' * left_out}, got "
+            f"{config.batch_rows}. Lower it, or raise harvest.num_rows"
+            + ("" if config.num_rows is None else " and train.num_rows")
         )
     return Plan(
         num_steps=steps_per_epoch * config.num_epochs,
         scale=activation_scale(d_model=len(mean), mean_squared_norm=mean_squared_norm),
         mean=list(mean),
+        num_rows=num_rows,
         limit=limit,
     )
 
@@ -256,6 +263,7 @@ def cache_batches(
         start=start,
         num_epochs=config.num_epochs,
         pool_bytes=config.pool_bytes,
+        num_rows=config.num_rows,
         num_threads=num_threads,
         within=within,
     )

@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="98ece87b3b7ad1e646d6c4536d28f4edf0a8edff0f78cfba0d051610acc1e1b2",
+        code_sha256="8553b46a6babe46d246fb6d247696b61a2447045cfbe5ee125d500727e162ae6",
     ),
     metrics={
         "explained_variance": "higher",

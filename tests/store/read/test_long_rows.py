@@ -78,11 +78,11 @@ def test_fewer_rows_within_the_limit_than_the_manifest_counts_are_an_error_and_n
 
 def test_what_cannot_be_read_within_a_limit_is_refused(cache_folder: Path) -> None:
     cache, limit = ActivationCache(cache_folder), within(0.5)
-    with pytest.raises(ValueError, match="expected one hook and one rank .*, got 2 hooks and 1 ranks"):
+    with pytest.raises(ValueError, match=r"expected one hook and one rank .*, got 2 hooks and 1 ranks"):
         cache.aligned_batches(HOOKS, batch_rows=10, seed=0, within=limit)
-    with pytest.raises(ValueError, match="the whole cache within the norm limit"):
+    with pytest.raises(ValueError, match=r"the whole cache within the norm limit"):
         cache.batches(HOOKS[0], batch_rows=limit.num_rows + 1, seed=0, within=limit)
-    with pytest.raises(ValueError, match="expected a position of a stream that leaves out the same rows"):
+    with pytest.raises(ValueError, match=r"expected a position of a stream that leaves out the same rows"):
         cache.batches(HOOKS[0], batch_rows=10, seed=0, start=Position(batch=1), within=limit)
 
 
