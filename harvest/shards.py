@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from harvest.activations import cut_model, harvest_rows
+from harvest.activations import harvest_rows, load_cut_model
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
 from harvest.tokens import Windows, load_windows, pack, save_windows
-from language_model.load import load_model
 from language_model.tokenizer import load_tokenizer
 from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
 from store.write.writer import CacheWriter
 
@@ -38,7 +38,7 @@ def packed_windows(saved: Path, inputs: Inputs, config: HarvestConfig) -> Window
         windows = pack(
             inputs.text.documents(),
             load_tokenizer(inputs.model_folder),
-            bos_token_id=inputs.spec.model.bos_token_id,
+            bos_token_id=inputs.spec.window_bos,
             vocab_size=inputs.spec.model.vocab_size,
             context_length=config.context_length,
             num_sequences=config.num_sequences,
@@ -60,8 +60,8 @@ def harvest_shards(
 ) -> None:
     """Computes `shards`, while the writer's threads encode and write those before."""
     spec = inputs.spec
-    whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
-    model = cut_model(whole, spec.hooks)
+    dtype = getattr(torch, spec.compute_dtype)
+    model = load_cut_model(inputs.model_folder, spec.hooks, dtype=dtype, device=device)
     num_rows = (len(windows.training) + len(windows.held_out)) * spec.rows_per_sequence
     num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
     with tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress:
@@ -73,16 +73,23 @@ def harvest_shards(
                 model,
                 tokens,
                 d_model=spec.model.d_model,
+                rows_per_sequence=spec.rows_per_sequence,
                 batch_sequences=spec.forward_batch_sequences,
                 device=device,
                 on_progress=progress.update,
             )
-            sums = functools.partial(_sums, rows, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
+            sums = functools.partial(_sums, rows, spec=spec, first_sequence=first)
             writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
 
 
-def _sums(rows: dict[str, NDArray[np.uint16]], *, first_sequence: int, rows_per_sequence: int) -> dict[str, ShardSums]:
+def _sums(rows: dict[str, NDArray[np.uint16]], *, spec: CacheSpec, first_sequence: int) -> dict[str, ShardSums]:
     return {
-        hook: shard_sums(values, hook=hook, first_sequence=first_sequence, rows_per_sequence=rows_per_sequence)
+        hook: shard_sums(
+            values,
+            hook=hook,
+            first_sequence=first_sequence,
+            rows_per_sequence=spec.rows_per_sequence,
+            first_position=spec.num_excluded_positions,
+        )
         for hook, values in rows.items()
     }

@@ -1,7 +1,8 @@
 """Documents packed into token windows of one length, with held-out documents in windows of their own.
 
-A window is BOS and the next context_length - 1 tokens of a stream. There are two streams, training and held out; which
-of them a document joins is a function of its text alone. A larger budget only appends windows.
+A window is BOS and the next context_length - 1 tokens of a stream, or context_length tokens of it. There are two
+streams, training and held out; which of them a document joins is a function of its text alone. A larger budget only
+appends windows.
 """
 
 import os
@@ -15,19 +16,25 @@ from tokenizers import Tokenizer
 
 from harvest.encode import PIECE_CHARACTERS, tokenize, tokenize_long
 from store.atomic import file_sha256, read_json, write_json
+from store.cache.spec import FirstToken
 from store.cache.split import is_held_out
 from store.errors import StoreError
 
 PACKING = (
     "documents in the order of their source, tokenized without special tokens (a special token's spelling in the text "
     "is plain text); each goes to the training or to the held-out stream by a digest of its text; a stream is its "
-    "documents end to end without a separator (empty ones add nothing), cut into windows of BOS and context_length - 1 "
-    "tokens; the last, incomplete window is left out"
+    "documents end to end without a separator (empty ones add nothing), cut into windows of {window} tokens; the "
+    "last, incomplete window is left out"
 )
-"""Recorded with the data; raise version.HARVEST_VERSION when the packing changes."""
+"""Recorded with the data, by `packing_of`; raise version.HARVEST_VERSION when the packing changes."""
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1_000_000
+
+
+def packing_of(first_token: FirstToken) -> str:
+    """How documents become windows, in a sentence."""
+    return PACKING.format(window="BOS and context_length - 1" if first_token == "bos" else "context_length")
 
 
 class TooLittleText(ValueError):
@@ -36,7 +43,7 @@ class TooLittleText(ValueError):
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows, BOS first."""
+    """Token windows, beginning with BOS where there is one."""
 
     training: NDArray[np.uint32]
     """(num_sequences, context_length)"""
@@ -45,9 +52,12 @@ class Windows:
 
 
 class WindowStream:
-    """Fills a fixed number of windows from token pieces of any length; what is too much is ignored."""
+    """Fills a fixed number of windows from token pieces of any length; what is too much is ignored.
 
-    def __init__(self, *, num_windows: int, context_length: int, bos_token_id: int) -> None:
+    Every window begins with `bos_token_id`, unless that is None.
+    """
+
+    def __init__(self, *, num_windows: int, context_length: int, bos_token_id: int | None) -> None:
         # Untouched pages of np.empty cost no memory, so a text that ends early never pays for the whole budget.
         self.windows: NDArray[np.uint32] = np.empty((num_windows, context_length), dtype=np.uint32)
         self._bos_token_id = bos_token_id
@@ -64,11 +74,13 @@ class WindowStream:
         if self.is_full:
             return
         stream = np.concatenate([self._rest, token_ids])
-        per_window = self.windows.shape[1] - 1
+        first = 0 if self._bos_token_id is None else 1
+        per_window = self.windows.shape[1] - first
         num_new = min(len(stream) // per_window, len(self.windows) - self.num_filled)
         end = self.num_filled + num_new
-        self.windows[self.num_filled : end, 0] = self._bos_token_id
-        self.windows[self.num_filled : end, 1:] = stream[: num_new * per_window].reshape(num_new, per_window)
+        if self._bos_token_id is not None:
+            self.windows[self.num_filled : end, 0] = self._bos_token_id
+        self.windows[self.num_filled : end, first:] = stream[: num_new * per_window].reshape(num_new, per_window)
         self.num_filled, self._rest = end, stream[num_new * per_window :]
 
 
@@ -76,7 +88,7 @@ def pack(
     documents: Iterable[tuple[str, str]],
     tokenizer: Tokenizer,
     *,
-    bos_token_id: int,
+    bos_token_id: int | None,
     vocab_size: int,
     context_length: int,
     num_sequences: int,
