@@ -61,8 +61,9 @@ class Resumable:
         """What is behind the final norm, (sequences, context, d), with `activations` of that shape at the hook."""
         with contextlib.ExitStack() as stack:
             num_passing = {"resid_pre": self._number, "resid_post": self._number + 1}.get(self._site, 0)
+            passed = (lambda x, *_, **__: (x,)) if self._family.layers_give_tuples else (lambda x, *_, **__: x)
             for layer in self._layers[:num_passing]:
-                stack.enter_context(_instead(layer, lambda hidden_states, *_, **__: hidden_states))
+                stack.enter_context(_instead(layer, passed))
             # Whatever the layers before passed on, the activations take its place.
             handle = attach(self._layers[self._number], self._site, self._family, lambda _: activations)
             stack.callback(handle.remove)

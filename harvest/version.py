@@ -27,6 +27,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="d981cbe4d21b177ecad61da12b970001ac3daf7f5d731a4f6c99d7d4d25d86a5",
+    code_sha256="56cd77af7d3abae007041fec735c205537d5f11c12c24f60012cf1e0cd6febad",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -21,6 +21,8 @@ class Family:
     """`eager` where scores are soft-capped, as no fused kernel does that, and where transformers has nothing else."""
     layers: str = "layers"
     """Attribute of the base model: the list of decoder layers, each of which gives the residual stream behind it."""
+    layers_give_tuples: bool = False
+    """Whether a layer gives (residual stream, ...) instead of the residual stream."""
     final_norm: str = "norm"
     """Attribute of the base model: the norm behind the last layer."""
     attn_out: str | None = "self_attn"
@@ -63,6 +65,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "gpt_neo": Family(
         attention="eager",
         layers="h",
+        layers_give_tuples=True,
         final_norm="ln_f",
         attn_out="attn",
         buffers=r"\.attn\.attention\.(masked_)?bias",

@@ -418,7 +418,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="b14ad6af066b66ed3ce3b8ca2293364f8dd37ba186011f93384a196668687c43",
+        code_sha256="6450da339e5e4dd15c2ebe2876b3a4defbf2f2006d151db079f700be854dcdda",
     ),
     metrics={
         "explained_variance": "higher",
