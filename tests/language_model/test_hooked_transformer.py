@@ -1,4 +1,4 @@
-"""Activations against HookedTransformer, TransformerLens's own implementation, which shares no code with transformers."""
+"""Activations against HookedTransformer, TransformerLens's own code, which shares nothing with transformers."""
 
 from pathlib import Path
 from typing import Any
