@@ -27,6 +27,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="56cd77af7d3abae007041fec735c205537d5f11c12c24f60012cf1e0cd6febad",
+    code_sha256="331d0789a9c8704fae58486256b5106fa9556d783205aab67fa2b84fdb37d65d",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -86,6 +86,11 @@ class CacheSpec(Record):
         return self.context_length - self.num_excluded_positions
 
     @property
+    def text_tokens_per_sequence(self) -> int:
+        """Tokens of text in a sequence: all but BOS."""
+        return self.context_length - (self.window_bos is not None)
+
+    @property
     def rows_per_chunk(self) -> int:
         """Rows of a full chunk."""
         return self.sequences_per_chunk * self.rows_per_sequence
