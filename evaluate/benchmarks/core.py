@@ -418,7 +418,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="6450da339e5e4dd15c2ebe2876b3a4defbf2f2006d151db079f700be854dcdda",
+        code_sha256="ff40d1f6d147f129dcc3f4ab83ef4324cdfcba8116f8cf32f3d79b886d8c05a1",
     ),
     metrics={
         "explained_variance": "higher",
