@@ -122,9 +122,18 @@ def export(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure the trained variants with one benchmark, or with all."""
     from evaluate.benchmarks.registry import BENCHMARKS
+    from evaluate.judge.limits import JudgeLimits
     from evaluate.run import run
     from params import load_params
     from store.replace import check_settled
+
+    judge_limits = JudgeLimits(
+        max_requests=arguments.judge_max_requests,
+        max_tokens=arguments.judge_max_tokens,
+        max_cost=arguments.judge_max_cost,
+        input_price=arguments.judge_input_price,
+        output_price=arguments.judge_output_price,
+    )
 
     check_settled(MODELS)
     profile = load_params(arguments.params).profile
@@ -142,6 +151,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             device=_device(arguments.device),
             reuse=not arguments.no_reuse,
             scheduler=arguments.scheduler,
+            judge_limits=judge_limits,
         )
 
 

@@ -418,7 +418,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="ff40d1f6d147f129dcc3f4ab83ef4324cdfcba8116f8cf32f3d79b886d8c05a1",
+        code_sha256="d421dc89a155f3436bfd851c1b4deecad266c9effbfd1783bb4d5c632c55f193",
     ),
     metrics={
         "explained_variance": "higher",
