@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from evaluate.sae_bench import StoredSAE
 
 
+DRAWS_OF_BEARTYPE = 2
+"""sae-bench hands on the list of latents through beartype, which draws from Python's own generator to check one."""
+
+
 @dataclass(frozen=True)
 class ScoringExample:
     """One text that the judge predicts about."""
@@ -87,9 +91,12 @@ def explain_latents(
     Raises:
         JudgeError: the judge cannot go on. What it has answered it keeps.
     """
-    random.seed(config.random_seed)
     torch.manual_seed(config.random_seed)
-    run = JudgedAutoInterp(config, sae, memo, tokens, judge=judge)
+    # Python's own generator is of all threads: those of a Dask worker draw from it between two draws of sae-bench.
+    generator = random.Random(config.random_seed)
+    for _ in range(DRAWS_OF_BEARTYPE):
+        generator.getrandbits(32)
+    run = JudgedAutoInterp(config, sae, memo, tokens, judge=judge, generator=generator)
     steps = _Steps(progress)
     try:
         with (
@@ -97,6 +104,7 @@ def explain_latents(
             _substituted(activation_collection, tqdm=_in_silence),
             _substituted(
                 main,
+                random=generator,
                 tqdm=steps,
                 print=_say_nothing,
                 index_with_buffer=run.noting_places(main.index_with_buffer),
@@ -117,13 +125,20 @@ class JudgedAutoInterp(main.AutoInterp):
     """sae-bench's class with another judge, and with an eye on what it would drop."""
 
     def __init__(
-        self, config: AutoInterpEvalConfig, sae: "StoredSAE", memo: LanguageModelMemo, tokens: Tensor, *, judge: Judge
+        self,
+        config: AutoInterpEvalConfig,
+        sae: "StoredSAE",
+        memo: LanguageModelMemo,
+        tokens: Tensor,
+        *,
+        judge: Judge,
+        generator: random.Random,
     ) -> None:
         # The sparsity is used, and changed in place, only where sae-bench chooses the latents.
         super().__init__(config, hooked(memo), sae, tokens, torch.zeros(0), str(tokens.device), api_key="")
         self.failure: JudgeError | None = None
         """The first, which ends the run."""
-        self._memo, self._judge = memo, judge
+        self._memo, self._judge, self._generator = memo, judge, generator
         self._places: list[Tensor] = []
         self._examples: dict[int, tuple[ScoringExample, ...]] = {}
         self._explanations: dict[int, str] = {}
@@ -194,12 +209,10 @@ class JudgedAutoInterp(main.AutoInterp):
 
     def get_scoring_prompts(self, explanation: str, scoring_examples: main.Examples) -> Messages:
         """sae-bench's question, the random numbers of its sample answer drawn from the question itself."""
-        state = random.getstate()
-        try:
-            random.seed(digest([explanation, [example.to_str() for example in scoring_examples]]))
-            messages: Messages = super().get_scoring_prompts(explanation, scoring_examples)
-        finally:
-            random.setstate(state)
+        state = self._generator.getstate()
+        self._generator.seed(digest([explanation, [example.to_str() for example in scoring_examples]]))
+        messages: Messages = super().get_scoring_prompts(explanation, scoring_examples)
+        self._generator.setstate(state)
         return messages
 
     def parse_explanation(self, explanation: str) -> str:

@@ -22,10 +22,12 @@ TRAIN_VERSION = CodeVersion(
         "train/penalties.py",
         "train/penalty_term.py",
         "train/schedule.py",
+        "train/sparsity.py",
+        "train/sparsity_controller.py",
         "train/steps",
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="e105b59b4cb8b06e99910df9ee4f3c6d83d458956ddc02a4a7c083e884e04a2d",
+    code_sha256="35fdfaa3b23bfdd91fa15e70389b36817bd2c6763b88dd70949b38c6f63b72cf",
 )
 """Raised by hand when the same inputs give other weights or another log."""

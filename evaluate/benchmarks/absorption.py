@@ -156,13 +156,16 @@ def _letters(folder: Path, hook: str, config: AbsorptionConfig, context: Benchma
     labels = np.array([label for _, label in labelled])
     with torch.no_grad():
         says = (probe(activations) > 0.0).cpu().numpy()
-    unseen = [name for number, name in enumerate(LETTERS) if not (labels == number).any() or number not in of_training]
+    unseen = [name for number, name in enumerate(LETTERS) if number not in of_training]
     if unseen:
         raise NotMeasurable(
-            f"Too few tokens begin with {', '.join(unseen)} to divide them into training and test words.",
+            f"No word to train on begins with {', '.join(unseen)}; sae-bench trains all letters' probes at once.",
             "Try another evaluate.absorption.random_seed, or a language model with a larger vocabulary.",
         )
-    scores = {name: float(f1_score(labels == number, says[:, number])) for number, name in enumerate(LETTERS)}
+    scores = {  # 0 for a letter without test words: it does not count
+        name: float(f1_score(labels == number, says[:, number], zero_division=0.0))
+        for number, name in enumerate(LETTERS)
+    }
     good = tuple(name for name, score in scores.items() if score > config.min_GT_probe_f1)
     if len(good) < config.min_feats_for_eval:
         best = max(scores, key=lambda name: scores[name])
@@ -340,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="ba1df5983667182169334b4713f22ee660f321d054d70beb961c30b4bae1e3c7",
+        code_sha256="94cdd94076f00b7f805fe9c4a5299067ec851d5e1ff2a659fc1982a39ba24ed5",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="90a358de42f46a7ab68823f82653bf2ac20ce21e1e803b1621dd0a2b3d2ed3f2",
+        code_sha256="5536151b1c396f866bcbe776c73e66d8d0dd75233446ea37dd5ee2a738772f27",
     ),
     metrics={
         "autointerp_score": "higher",

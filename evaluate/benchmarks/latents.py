@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0b09596b6af4dd81251c1a4482ed6853b399a23a11102577cca8d1c55d232c49",
+        code_sha256="76344e4cd7fc8fc9278f20575ca721bb43bf3b2db7cc6256b0fd6e4b39ec68d6",
     ),
     metrics={
         "mean_density": "neither",

@@ -16,7 +16,7 @@ from store.sae.weights import SAEWeights, encode
 if TYPE_CHECKING:
     from store.read.cache import ActivationCache
 
-LATENTS_BYTES = 64 * 2**20
+LATENTS_BYTES = 32 * 2**20
 """Activations of one SAE's latents that live at once, about."""
 COLLECTED_BYTES = 2 * 2**30
 """Entries of all SAEs of a pass. More SAEs than fit take another pass over the rows."""

@@ -11,7 +11,7 @@
   const indexes = new Map();
   const details = new Map();
   const waiting = new Map(); // file -> functions that are called when it is there, or cannot be
-  const state = { variant: 0, latent: null, query: "", sort: "number", shown: SHOWN };
+  const state = { variant: 0, latent: null, query: "", sort: "number", start: 0, end: SHOWN };
 
   function addIndex(variant, columns, tokens) {
     const text = (ids) => ids.map((id) => tokens[id]);
@@ -115,6 +115,18 @@
     return names.length ? names : ["never fires"];
   }
   let listed = [];
+  function restart() {
+    state.start = 0;
+    state.end = SHOWN;
+    byId("rows").scrollTop = 0;
+  }
+  function reveal(rows) {
+    const row = rows.querySelector("[aria-current]");
+    if (!row) return;
+    const box = row.getBoundingClientRect();
+    const frame = rows.getBoundingClientRect();
+    if (box.top < frame.top || box.bottom > frame.bottom) rows.scrollTop += box.top - frame.top - frame.height / 3;
+  }
   function showList() {
     withIndex(state.variant, (index) => {
       const rows = byId("rows");
@@ -125,10 +137,15 @@
         return;
       }
       listed = found(index);
+      const place = listed.indexOf(state.latent);
+      if (place >= state.end || (place >= 0 && place < state.start)) {
+        state.start = Math.max(0, place - SHOWN / 4);
+        state.end = state.start + SHOWN;
+      }
       const column = SORTS[state.sort][1] || "density";
       const spell = column === "density" ? percent : (value) => (value === null ? "" : number(value));
       rows.replaceChildren(
-        ...listed.slice(0, state.shown).map((latent) =>
+        ...listed.slice(state.start, state.end).map((latent) =>
           make("li", {},
             make("a", { href: address(state.variant, latent), "aria-current": latent === state.latent ? "true" : null },
               make("b", {}, String(latent)),
@@ -137,11 +154,13 @@
         ),
       );
       rows.scrollTop = top;
+      reveal(rows);
       const dead = index.density.filter((density) => density === 0).length;
       byId("count").textContent =
         `${counted(listed.length)} of ${counted(index.density.length)} latents` +
         (dead ? `, ${counted(dead)} of all never fire` : "") + `. At the right: ${{ density: "density", cosine: "nearest cosine", largest: "largest activation", score: "score" }[column]}.`;
-      byId("more").hidden = listed.length <= state.shown;
+      byId("less").hidden = state.start === 0;
+      byId("more").hidden = listed.length <= state.end;
     });
   }
 
@@ -380,7 +399,7 @@
     const variant = facts.variants.findIndex((one) => one.name === name);
     const latent = slash < 0 ? NaN : Number(hash.slice(slash + 1));
     const isThere = variant >= 0 && Number.isInteger(latent) && latent >= 0 && latent < facts.variants[variant].count;
-    if (variant >= 0 && variant !== state.variant) state.shown = SHOWN;
+    if (variant >= 0 && variant !== state.variant) restart();
     if (variant >= 0) state.variant = variant;
     state.latent = isThere ? latent : null;
     if (!hash && facts.first) [state.variant, state.latent] = facts.first.split("/").map(Number);
@@ -402,13 +421,12 @@
   byId("variant").addEventListener("change", (event) => go(Number(event.target.value), null));
   byId("query").addEventListener("input", (event) => {
     state.query = event.target.value;
-    state.shown = SHOWN;
+    restart();
     showList();
   });
   byId("sort").addEventListener("change", (event) => {
     state.sort = event.target.value;
-    state.shown = SHOWN;
-    byId("rows").scrollTop = 0;
+    restart();
     showList();
   });
   document.querySelector(".tools").addEventListener("submit", (event) => {
@@ -417,7 +435,11 @@
   });
   byId("random").addEventListener("click", random);
   byId("more").addEventListener("click", () => {
-    state.shown += 2 * SHOWN;
+    state.end += 2 * SHOWN;
+    showList();
+  });
+  byId("less").addEventListener("click", () => {
+    state.start = Math.max(0, state.start - 2 * SHOWN);
     showList();
   });
   document.addEventListener("keydown", (event) => {

@@ -184,6 +184,28 @@ def test_a_model_that_cannot_spell_is_not_measurable_and_the_probes_are_kept(
         monkeypatch.setattr("sae_bench.evals.absorption.common.train_and_save_probes", lambda *_: pytest.fail("again"))
 
 
+def test_a_letter_without_test_words_does_not_count_and_one_without_words_to_train_on_rules_all_out(
+    bench: SimpleNamespace, tmp_path: Path
+) -> None:
+    few_x = [(letter, number) for letter in LETTERS for number in range(20) if letter != "x" or number == 0]
+    words = {f"{letter}{LETTERS[number]}x": letter_vector(letter, number=number) for letter, number in few_x}
+    fillers = [*LETTERS.upper().replace("X", ""), "has", "the", "first", "letter", " ", ":", "\n"]
+    context = bench.context(write_model(tmp_path / "few", words, fillers=fillers))
+    sae = bench.sae(context, random_wide_sae())
+
+    def outcome(seed: int) -> str:
+        try:
+            result = measured("absorption", CONFIG.model_copy(update={"random_seed": seed}), context, sae)
+        except NotMeasurable as error:
+            return error.why.reason
+        return "".join(entry["first_letter"] for entry in result.details["letters"])
+
+    # The only word with x goes to one side or the other; in one of five draws to the test, and then it trains no probe.
+    assert outcome(0).startswith("No word to train on begins with x;")
+    assert len(outcome(1)) >= 20
+    assert "x" not in outcome(1)
+
+
 def test_a_tokenizer_without_words_is_not_measurable(bench: SimpleNamespace, tmp_path: Path) -> None:
     context = bench.context(write_model(tmp_path / "mute", {"cat": [1.0]}, fillers=[" ", ":"]))
     with pytest.raises(NotMeasurable, match="The tokenizer has 1 tokens that are words; letters without any: a, b, d"):

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,14 +379,33 @@ def test_the_same_question_is_asked_whatever_the_order_of_answers(study: SimpleN
     study.root.joinpath("data", ".judge").rename(study.root / "elsewhere")
 
     def backwards(request: dict[str, Any], number: int) -> Answer:
-        import time
-
         time.sleep(0.05 * (number % 3 == 0))
         return as_the_lexical_baseline(request, number)
 
     server.behaviour = backwards
     evaluate(study, "autointerp", reuse=False)
     assert {json.dumps(request["messages"]) for request in server.requests} == first
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_threads_that_draw_random_numbers_meanwhile_change_nothing(study: SimpleNamespace) -> None:
+    """Those of a Dask worker do."""
+    evaluate(study, "autointerp", reuse=False)
+    before = result(study)
+    ends = threading.Event()
+
+    def draw() -> None:
+        while not ends.wait(0.0001):
+            random.random()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        evaluate(study, "autointerp", reuse=False)
+    finally:
+        ends.set()
+        thread.join()
+    assert result(study) == before
 
 
 def test_text_too_short_for_the_buffer_is_refused_before_anything_runs(

@@ -159,6 +159,14 @@ def test_an_address_opens_just_that_latent_with_its_matches_side_by_side(
     open_page(address="#fixed-1/7")
     assert tab.run(SHOWN) == "fixed-1 / 7"
     assert tab.run("document.querySelector('#rows a[aria-current]').textContent").startswith("7")
+    tab.run("location.hash = '#fixed-1/63'")
+    tab.wait_until(f"{SHOWN} === 'fixed-1 / 63'")
+    tab.wait_until(
+        "(() => { const [a, b] = ['#rows', '#rows [aria-current]'].map(s => document.querySelector(s)"
+        ".getBoundingClientRect()); return a.top <= b.top && b.bottom <= a.bottom; })()"
+    )
+    tab.run("location.hash = '#fixed-1/7'")
+    tab.wait_until(f"{SHOWN} === 'fixed-1 / 7'")
     cards = tab.run("[...document.querySelectorAll('.card h4')].map(h => h.textContent)")
     matches = study_of_four.latents["fixed-1"].matches
     assert cards == ["fixed-1 / 7", *(f"{name} / {numbers[7]}" for name, (numbers, _) in matches.items())]
