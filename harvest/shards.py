@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from harvest.activations import cut_model, harvest_rows
+from harvest.activations import harvest_rows, load_cut_model
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
 from harvest.tokens import separator_id
 from harvest.windows import WindowSource
-from language_model.load import load_model
 from language_model.tokenizer import load_tokenizer
 from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
 from store.write.writer import CacheWriter
 
@@ -54,8 +54,8 @@ def harvest_shards(
     """Computes `shards`, while text is packed ahead, and the writer's threads encode and write those before."""
     spec = inputs.spec
     windows.start()
-    whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
-    model = cut_model(whole, spec.hooks)
+    dtype = getattr(torch, spec.compute_dtype)
+    model = load_cut_model(inputs.model_folder, spec.hooks, dtype=dtype, device=device)
     num_rows = (writer.num_sequences + writer.num_held_out_sequences) * spec.rows_per_sequence
     num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
     with tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress:
@@ -66,16 +66,23 @@ def harvest_shards(
                 model,
                 tokens,
                 d_model=spec.model.d_model,
+                rows_per_sequence=spec.rows_per_sequence,
                 batch_sequences=spec.forward_batch_sequences,
                 device=device,
                 on_progress=progress.update,
             )
-            sums = functools.partial(_sums, rows, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
+            sums = functools.partial(_sums, rows, spec=spec, first_sequence=first)
             writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
 
 
-def _sums(rows: dict[str, NDArray[np.uint16]], *, first_sequence: int, rows_per_sequence: int) -> dict[str, ShardSums]:
+def _sums(rows: dict[str, NDArray[np.uint16]], *, spec: CacheSpec, first_sequence: int) -> dict[str, ShardSums]:
     return {
-        hook: shard_sums(values, hook=hook, first_sequence=first_sequence, rows_per_sequence=rows_per_sequence)
+        hook: shard_sums(
+            values,
+            hook=hook,
+            first_sequence=first_sequence,
+            rows_per_sequence=spec.rows_per_sequence,
+            first_position=spec.num_excluded_positions,
+        )
         for hook, values in rows.items()
     }

@@ -24,6 +24,7 @@ HARVEST_VERSION = CodeVersion(
         "language_model/families.py",
         "language_model/hooks.py",
         "language_model/load.py",
+        "language_model/sites.py",
         "language_model/special_tokens.py",
         "language_model/standard_library.py",
         "language_model/structure.py",
@@ -32,6 +33,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="d40f97dcefed2729b633f394db9ec64ae19f0dab331b697ff641d383bd5933a4",
+    code_sha256="78f37a7fbde12445bd106f369caaaf1f5aa95a2d2a1b78db799afd6646016892",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

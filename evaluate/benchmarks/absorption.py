@@ -343,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e034bd96efd15196347fd1275ec030ce05e99b1ede2e6ee1f3977a0a2bd34820",
+        code_sha256="94cdd94076f00b7f805fe9c4a5299067ec851d5e1ff2a659fc1982a39ba24ed5",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="647f1585317b45caf567c802af4aa309f3f263ace2b25581b2c971fc66915ea9",
+        code_sha256="5536151b1c396f866bcbe776c73e66d8d0dd75233446ea37dd5ee2a738772f27",
     ),
     metrics={
         "autointerp_score": "higher",

@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="169da3af6113d48219357b75676975fc1bbf2b2df59d9f33129c811f823b7c11",
+        code_sha256="4c67c88f8686b1f3d56d3aa525ebc35de5052956962838da646010442e769537",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

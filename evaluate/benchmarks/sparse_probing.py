@@ -212,7 +212,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a20e43a941c79fd62de9f8ac844e9f7118b3787d0f3a91b7dea6eb7877101a9a",
+        code_sha256="29d854574f969bc0532584b607b2489a7b27aa6325fbc91b1e2973071ec6919f",
     ),
     metrics={
         "sae_test_accuracy": "higher",

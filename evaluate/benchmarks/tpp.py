@@ -235,7 +235,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="96edadaf7c248e03bd05ab08257a258a19d076689ad1d3f5d80b61cd5448dec2",
+        code_sha256="14089b8f79964cb10e448fd7b98b0415ca41e21b047d0b0e550d089980a33e64",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="93c34012c53cfbedf2ddf1e85fd80b43dbbbf59bdf3face8d8ac34634f0c3173",
+        code_sha256="5ade4214afddfaf948896509c429341398e061f76bed989e2feb2a11ce766851",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

@@ -368,7 +368,7 @@ def test_with_no_shard_missing_no_text_is_read(workplace: Workplace, monkeypatch
     workplace.harvest()
     before = tree(workplace.output)
     monkeypatch.setattr("harvest.shards.load_tokenizer", lambda _: pytest.fail("text is tokenized"))
-    monkeypatch.setattr("harvest.shards.load_model", lambda *_, **__: pytest.fail("the language model is loaded"))
+    monkeypatch.setattr("harvest.shards.load_cut_model", lambda *_, **__: pytest.fail("the language model is loaded"))
     workplace.harvest()
     assert tree(workplace.output) == before
 
