@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import core, geometry, sparse_probing, sparse_probing_sae_probes, tpp
+from evaluate.benchmarks import core, geometry, scr, sparse_probing, sparse_probing_sae_probes, tpp
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         geometry.BENCHMARK,
         sparse_probing.BENCHMARK,
         tpp.BENCHMARK,
+        scr.BENCHMARK,
         sparse_probing_sae_probes.BENCHMARK,
     )
 }
@@ -33,7 +34,6 @@ NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
         "autointerp",
         "Whether a judge model that is given an explanation of a latent can predict on which texts the latent fires.",
     ),
-    PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
     PlannedBenchmark(
         "absorption",
         "How often a latent for a first letter does not fire because a more specific latent fires. Lower is better.",

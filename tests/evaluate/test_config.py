@@ -14,6 +14,7 @@ GOOD = {
     "geometry": {"num_bins": 100},
     "sparse_probing": None,
     "tpp": None,
+    "scr": None,
     "sparse_probing_sae_probes": None,
 }
 
