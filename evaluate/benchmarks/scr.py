@@ -224,7 +224,7 @@ def measure(sae: EvaluatedSAE, config: ScrConfig, context: BenchmarkContext, sha
         values = {pair_name: scores[name] for pair_name, scores in by_pair.items() if name in scores}
         if values:
             metrics[name] = math.fsum(values.values()) / len(values)
-            error = _error(values, directions, config.test_set_size)
+            error = _error(name, values, directions, config.test_set_size)
             if error is not None:
                 errors[name] = error
     metrics["llm_test_accuracy"] = math.fsum(direction.clean for direction in both) / len(both)
@@ -245,24 +245,28 @@ def _directions(clean: dict[str, float]) -> dict[int, _Direction]:
     return {number: _Direction(clean[data], clean[f"{_BIASED} probe on {data} data"]) for number, data in _DATA.items()}
 
 
-def _error(values: dict[str, float], directions: dict[str, dict[int, _Direction]], texts: int) -> float | None:
+def _error(
+    metric: str, values: dict[str, float], directions: dict[str, dict[int, _Direction]], texts: int
+) -> float | None:
     """The standard error of a score: over pairs where there are several.
 
     Of one pair it is that of the difference of two accuracies near the biased probe's over its gap, as if they had
     been measured on different texts, and as if the gap were known: the texts are the same, so that the one makes it too
-    large and the other too small. The wider of the two directions stands for both.
+    large and the other too small.
     """
     if len(values) > 1:
         mean = math.fsum(values.values()) / len(values)
         squares = math.fsum((value - mean) ** 2 for value in values.values())
         return math.sqrt(squares / (len(values) - 1) / len(values))
-    (name,) = values
-    found = [
-        math.sqrt(2.0 * direction.biased * (1.0 - direction.biased) / texts) / direction.gap
-        for direction in directions[name].values()
-        if direction.gap >= _LEAST_GAP
-    ]
-    return max(found, default=None)
+    (pair_name,) = values
+    found = directions[pair_name]
+    if metric.startswith("scr_metric"):
+        direction = min(found.values(), key=lambda direction: direction.biased)
+    else:
+        direction = found[1 if metric.startswith("scr_dir1") else 2]
+    if direction.gap < _LEAST_GAP:
+        return None
+    return math.sqrt(2.0 * direction.biased * (1.0 - direction.biased) / texts) / direction.gap
 
 
 def _remarks(metrics: dict[str, float], both: list[_Direction], texts: int) -> tuple[str, ...]:
@@ -315,7 +319,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="28fbaff1fcb0725f4758b8963d91bff5b266635383b7cf8b4ac19a5a257b3e07",
+        code_sha256="d84b7180bb9cc98a0f1473a6afe68ff5eb76df972e36b53cae83dd444d8a285a",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

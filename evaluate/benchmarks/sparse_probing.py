@@ -208,7 +208,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2cbfc476d2bf136de3e553aa3d22e81b49407920e16775ff055c8cc7dce45c52",
+        code_sha256="92123505954dccabe05a07842eaa006a4673827505e33c36c89c4afcdd1bd1e2",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -219,7 +219,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="471240f29ece11568b7f362308e8c243d5c9afa188200815bf7b1f97ace24aec",
+        code_sha256="206b096c4337207ac3bd5960906837443153c82e163f7331e68e3671e6d88837",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

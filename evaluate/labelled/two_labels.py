@@ -22,7 +22,8 @@ from store.record import Record
 _OWN = "bias_in_bios of our own"
 """sae-bench takes no data set whose name has neither bias_in_bios nor amazon_reviews in it."""
 _TEXT, _FIRST, _SECOND = "text", "first", "second"
-Pair = tuple[str, str]
+Pair = Annotated[tuple[str, str], Field(strict=False)]
+"""YAML has lists and no tuples."""
 Group = tuple[str, str]
 """A value of the first label and one of the second."""
 
