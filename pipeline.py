@@ -33,6 +33,7 @@ SET_UPS = DATA / ".evaluation"
 MODELS = Path("models")
 RESULTS = Path("results")
 REPORTS = Path("reports")
+REFERENCES = Path("references")
 
 
 def language_model(arguments: argparse.Namespace) -> None:
@@ -141,6 +142,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
             reuse=not arguments.no_reuse,
             scheduler=arguments.scheduler,
         )
+    if arguments.check_reference:
+        from evaluate.reference_check import check_references
+        from store.cache.manifest import load_manifest
+        from store.files.open import open_files
+
+        manifest = load_manifest(open_files(_cache_place(arguments)))
+        print(*check_references(REFERENCES, results_folder=RESULTS / "sparse_probing", manifest=manifest), sep="\n")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -159,6 +167,7 @@ def report(arguments: argparse.Namespace) -> None:
         results_folder=RESULTS,
         cache=_cache_place(arguments),
         output=REPORTS,
+        references=REFERENCES,
     )
     print(f"The report is {page}")
 

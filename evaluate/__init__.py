@@ -16,6 +16,8 @@ row_statistics.py       sums over held-out rows
 language_model_loss.py  losses with and without the SAE
 upper_layers.py         a language model run from the hook on
 sae_bench.py            our artefact as a sae-bench SAE
+references.py           published results
+reference_check.py      our accuracies of the language model against published ones
 publish.py              SAEs in a folder for a model hub
 labelled/               texts with labels
 benchmarks/             one file per benchmark: here one is added

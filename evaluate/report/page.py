@@ -21,6 +21,7 @@ from evaluate.report.figures import all_figures
 from evaluate.report.findings import listed
 from evaluate.report.inputs import ReportInputs, gather
 from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
+from evaluate.report.references import reference_tables
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
@@ -47,10 +48,12 @@ def run(
     results_folder: Path,
     cache: Place,
     output: Path,
+    references: Path | None = None,
 ) -> Path:
     """Writes report.html and report.md into `output`; returns the path of the page.
 
-    `variants` names what the report is about, in its order. Files of other variants are ignored.
+    `variants` names what the report is about, in its order. Files of other variants are ignored. `references` is the
+    folder of published results.
 
     Raises:
         StoreError: something that the report needs is missing or stale. Nothing is written.
@@ -61,6 +64,7 @@ def run(
         models_folder=models_folder,
         results_folder=results_folder,
         cache=cache,
+        references=references,
     )
     data = page_data(inputs)
     page = render("page.html.j2", data)
@@ -144,6 +148,12 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         "common_settings": sorted(flat(common).items()),
         "training_facts": training_facts(inputs),
         "data_facts": data_facts(inputs),
+        "references": reference_tables(
+            inputs.references,
+            inputs.results,
+            {name: cards[name] for name in shown},
+            model=inputs.manifest.spec.model,
+        ),
         "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
         "planned": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
