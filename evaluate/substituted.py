@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -19,8 +20,11 @@ def attribute(owner: Any, name: str, value: object) -> Iterator[None]:  # noqa: 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """sae-bench prints every probe that it trains, and a bar for each batch."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    """sae-bench prints every probe that it trains, and a bar for each batch; libraries warn of what it does."""
+    silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with silent[0], silent[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 

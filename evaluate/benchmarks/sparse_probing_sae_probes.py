@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0f8467e9ebd000d1300db1acdb1d24134926af15e5ca52d7d470b51d2c08b36a",
+        code_sha256="9c0a77dafb0d8da4b2470333434884be6a4ff60afec4194a9f19374acaea2bf9",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -158,6 +158,7 @@ def measure(sae: EvaluatedSAE, config: TppConfig, context: BenchmarkContext, sha
     names = next(iter(by_dataset.values()))
     metrics = {name: math.fsum(found[name] for found in by_dataset.values()) / len(by_dataset) for name in names}
     metrics["llm_test_accuracy"] = math.fsum(accuracies) / len(accuracies)
+    errors = _errors(metrics, accuracies, config.test_set_size)
     return Measurement(
         metrics=metrics,
         basis={
@@ -165,8 +166,8 @@ def measure(sae: EvaluatedSAE, config: TppConfig, context: BenchmarkContext, sha
             "tasks": len(accuracies),
             "test_texts": len(accuracies) * config.test_set_size,
         },
-        standard_errors=_errors(metrics, accuracies, config.test_set_size),
-        remarks=_remarks(metrics, metrics["llm_test_accuracy"]),
+        standard_errors=errors,
+        remarks=_remarks(metrics, errors),
         details={"eval_result_details": cast("JsonValue", by_dataset), "by_data_set": details},
     )
 
@@ -180,12 +181,16 @@ def _errors(metrics: dict[str, float], accuracies: list[float], texts: int) -> d
     return {name: math.sqrt(variance) for name in metrics if name.endswith(("_only", "total_metric"))}
 
 
-def _remarks(metrics: dict[str, float], accuracy: float) -> tuple[str, ...]:
-    found = []
+def _remarks(metrics: dict[str, float], errors: dict[str, float]) -> tuple[str, ...]:
+    found, accuracy = [], metrics["llm_test_accuracy"]
     if accuracy < USEFUL_PROBE:
         found.append(f"The probes themselves are right in {accuracy:.1%} of texts: perturbing them says little.")
-    if all(value == 0.0 for name, value in metrics.items() if name.endswith("intended_diff_only")):
-        found.append("No probe loses anything, whatever latents are set to zero: they do not vary, or carry no class.")
+    intended = [name for name in metrics if name.endswith("_intended_diff_only")]
+    if all(abs(metrics[name]) <= 2.0 * errors[name] for name in intended):
+        found.append(
+            "No probe loses more than its sampling error, whatever latents are set to zero: they do not vary, or carry "
+            "no class."
+        )
     return tuple(found)
 
 
