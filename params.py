@@ -19,6 +19,7 @@ from language_model.config import LanguageModelConfig
 from store.record import Record
 from train.config import TrainConfig, VariantConfig, Variants
 from train.grid import Combination, Grid, combinations, with_grid
+from train.sparsity import FORMS
 
 REFERENCE_VARIANT = "baseline"
 
@@ -124,6 +125,11 @@ def _check_sizes(path: Path, where: str, profile: Profile) -> None:
             f"{path}: {where}.train.batch_rows: expected at most the {num_rows} rows that are harvested, "
             f"got {profile.train.batch_rows}. Lower it, or raise harvest.num_rows"
         )
+    if profile.train.num_rows is not None and not profile.train.batch_rows <= profile.train.num_rows <= num_rows:
+        raise ParamsError(
+            f"{path}: {where}.train.num_rows: expected at least batch_rows = {profile.train.batch_rows} and at most "
+            f"the {num_rows} rows that are harvested, got {profile.train.num_rows}. Change it, or set it to null"
+        )
     held_out = profile.harvest.num_held_out_sequences
     for name, benchmark in BENCHMARKS.items():
         settings = settings_of(profile.evaluate, name)
@@ -184,7 +190,8 @@ def _explain(error: ValidationError, path: Path, prefix: tuple[str, ...], record
 def _walk(record: type[Record], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
     """The keys along a mistake's location as the file spells them, and the keys known where it ends.
 
-    pydantic's locations also hold the kind that chose a record, and a marker for mistakes in keys; the file does not.
+    pydantic's locations also hold the kind that chose a record, the form of a sparsity coefficient, and a marker for
+    mistakes in keys; the file does not.
     """
     spelled: list[str] = []
     records: list[Any] = [record]
@@ -193,7 +200,7 @@ def _walk(record: type[Record], location: tuple[int | str, ...]) -> tuple[list[s
         chosen = [
             r for r in records if "kind" in r.model_fields and part in get_args(r.model_fields["kind"].annotation)
         ]
-        if part == "[key]":
+        if part == "[key]" or (part in FORMS and spelled[-1:] in (["l1"], ["l0"])):
             continue
         if chosen:
             records = chosen

@@ -29,6 +29,7 @@ from train.config import (
     check_variant_name,
     check_variant_names,
     shape_key,
+    steps_warning,
 )
 from train.dispatch import run_here, run_on_cluster
 from train.plan import plan_groups, plan_passes, spread
@@ -48,6 +49,9 @@ from train.variants import ResolvedVariant, resolve_variants
 from train.version import TRAIN_VERSION
 
 PLAN_FILE = "plan.json"
+
+FEW_STEPS = 500
+"""An SAE that takes fewer has hardly begun to learn, which is said."""
 
 
 def run(
@@ -88,7 +92,13 @@ def run(
     check_sinks(resources.sinks)
     tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
     manifest = ActivationCache(cache).manifest
-    plan_run(config, manifest)  # settings that do not fit the cache end here
+    num_steps = plan_run(config, manifest).num_steps  # settings that do not fit the cache end here
+    if num_steps < FEW_STEPS:
+        print(
+            f"train: {num_steps} steps of {config.batch_rows} rows are few for an SAE. For a small cache, lower "
+            "train.batch_rows (and lr with its square root), raise num_epochs, or harvest more rows",
+            file=sys.stderr,
+        )
     resolved = resolve_variants(
         config,
         variants,
@@ -97,6 +107,9 @@ def run(
     )
     for variant in resolved:
         _check_variant(variant, d_model=manifest.spec.model.d_model)
+    warning = steps_warning({variant.name: variant.settings for variant in resolved}, num_steps=num_steps)
+    if warning:
+        print(f"train: {warning}", file=sys.stderr)
     with exclusive_lock(scratch):
         check_target(output, scratch, nbytes=_weights_nbytes(resolved, d_model=manifest.spec.model.d_model))
         assembly = scratch / "models"

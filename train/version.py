@@ -22,10 +22,12 @@ TRAIN_VERSION = CodeVersion(
         "train/penalties.py",
         "train/penalty_term.py",
         "train/schedule.py",
+        "train/sparsity.py",
+        "train/sparsity_controller.py",
         "train/steps",
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="2167328d5f7338cd3f48ceab16ea593cf6600cbe8550fe1375e1fadc35866963",
+    code_sha256="af213b22f7bcc91a9ac786e07a498394db39acd907352490929c9b65cf8578c0",
 )
 """Raised by hand when the same inputs give other weights or another log."""

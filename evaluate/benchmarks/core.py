@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="eb368d78f267eea3fd4f813fbc692ced36e9c7ba6c24fc1b760ab03dc7210845",
+        code_sha256="8553b46a6babe46d246fb6d247696b61a2447045cfbe5ee125d500727e162ae6",
     ),
     metrics={
         "explained_variance": "higher",

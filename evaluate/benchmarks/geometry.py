@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="c78823b19c02baa002d22d8193cd354633dc9ce20bcaea0d088ab4c56271cb94",
+        code_sha256="7d9a2f54c000de8d97bf19c9da043b7ddce73e16e7e2c25ef01c6639bb2edd96",
     ),
     metrics={
         "penalty": "lower",

@@ -5,7 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluate.benchmarks import core, geometry, scr, sparse_probing, sparse_probing_sae_probes, tpp
+from evaluate.benchmarks import (
+    absorption,
+    autointerp,
+    core,
+    geometry,
+    latents,
+    mdl,
+    meta_structure,
+    ravel,
+    scr,
+    sparse_probing,
+    sparse_probing_sae_probes,
+    tpp,
+    unlearning,
+)
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
 
@@ -26,26 +40,17 @@ BENCHMARKS: dict[str, Benchmark] = {
         tpp.BENCHMARK,
         scr.BENCHMARK,
         sparse_probing_sae_probes.BENCHMARK,
+        autointerp.BENCHMARK,
+        meta_structure.BENCHMARK,
+        mdl.BENCHMARK,
+        absorption.BENCHMARK,
+        ravel.BENCHMARK,
+        unlearning.BENCHMARK,
+        latents.BENCHMARK,
     )
 }
 
-NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
-    PlannedBenchmark(
-        "autointerp",
-        "Whether a judge model that is given an explanation of a latent can predict on which texts the latent fires.",
-    ),
-    PlannedBenchmark(
-        "absorption",
-        "How often a latent for a first letter does not fire because a more specific latent fires. Lower is better.",
-    ),
-    PlannedBenchmark("ravel", "Whether patching latents changes one attribute of an entity and leaves the others."),
-    PlannedBenchmark("unlearning", "Whether clamping latents removes knowledge of one topic and keeps the rest."),
-    PlannedBenchmark(
-        "meta_structure",
-        "How much of the variance of the decoder directions a second, smaller SAE trained on them explains.",
-    ),
-    PlannedBenchmark("mdl", "How many bits the latents of a row take when they are binned, and what binning costs."),
-)
+NOT_RUN_YET: tuple[PlannedBenchmark, ...] = ()
 
 
 def check_measurement(benchmark: Benchmark, measurement: Measurement) -> None:

@@ -319,7 +319,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="d84b7180bb9cc98a0f1473a6afe68ff5eb76df972e36b53cae83dd444d8a285a",
+        code_sha256="025113da59576419522c030e6a303e652fbace02d920daee0ad94d80803df07f",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

@@ -208,7 +208,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="92123505954dccabe05a07842eaa006a4673827505e33c36c89c4afcdd1bd1e2",
+        code_sha256="94af9d7ebab7ed32eeffc4cf8652e736fa27eb309efc6a62a5cbcd5a35b4711f",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9c0a77dafb0d8da4b2470333434884be6a4ff60afec4194a9f19374acaea2bf9",
+        code_sha256="0fc00fbcb008bed5831d5a6970f295be7c19634e3cf38b11274c8bb542ddb05f",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -224,7 +224,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="206b096c4337207ac3bd5960906837443153c82e163f7331e68e3671e6d88837",
+        code_sha256="2f9103e9b1465fb2f5411a035e0a2bacde4ef2a28b9dcab6b403a8af4e3bf778",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

@@ -20,11 +20,14 @@ from evaluate.report.benchmark_tables import as_csv, benchmark_tables, cells, he
 from evaluate.report.figures import all_figures
 from evaluate.report.findings import listed
 from evaluate.report.inputs import ReportInputs, gather
+from evaluate.report.latents import page as latents_page
+from evaluate.report.latents.view import views
 from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
 from evaluate.report.references import reference_tables
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
+from store.cache.text_account import TextAccount, account_lines
 from store.files.open import Place
 from store.record import Record, plain
 
@@ -50,7 +53,7 @@ def run(
     output: Path,
     references: Path | None = None,
 ) -> Path:
-    """Writes report.html and report.md into `output`; returns the path of the page.
+    """Writes report.html, report.md, tables of all numbers, and the latent browser; returns the path of the page.
 
     `variants` names what the report is about, in its order. Files of other variants are ignored. `references` is the
     folder of published results.
@@ -66,6 +69,7 @@ def run(
         cache=cache,
         references=references,
     )
+    latents = views(inputs, results_folder)
     data = page_data(inputs)
     page = render("page.html.j2", data)
     summary = render("summary.md.j2", data)
@@ -74,6 +78,10 @@ def run(
     records = numbers(inputs)
     write_bytes(output / "metrics.csv", as_csv(records).encode())
     write_bytes(output / "metrics.json", (json.dumps(records, indent=1) + "\n").encode())
+    if latents:
+        latents_page.write(latents, output)
+    else:
+        latents_page.remove(output)
     return output / "report.html"
 
 
@@ -154,6 +162,7 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
             {name: cards[name] for name in shown},
             model=inputs.manifest.spec.model,
         ),
+        "has_latents": "latents" in inputs.results,
         "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
         "planned": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
@@ -284,5 +293,12 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
         ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
         *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
+        *_text_facts(manifest.text_account),
         ("Cache digest", manifest.digest),
     ]
+
+
+def _text_facts(account: TextAccount | None) -> list[tuple[str, str]]:
+    """What became of the text, where the cache says it."""
+    lines = [] if account is None else account_lines(account)
+    return [("Text read", line.strip()) for line in lines]
