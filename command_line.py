@@ -54,6 +54,12 @@ def parser_of(
         if name == "evaluate":
             command.add_argument("--benchmark", help="only this one, such as core (default: all)")
             command.add_argument(
+                "--check-reference",
+                action="store_true",
+                help="then compare the language model's sparse probing accuracies with the published ones in "
+                "references/; an error where they differ, or are of another language model, hook or settings",
+            )
+            command.add_argument(
                 "--set-up-gib",
                 type=_positive_number,
                 default=_environment("PIPELINE_SET_UP_GIB", "20"),

@@ -33,6 +33,7 @@ SET_UPS = DATA / ".evaluation"
 MODELS = Path("models")
 RESULTS = Path("results")
 REPORTS = Path("reports")
+REFERENCES = Path("references")
 
 
 def language_model(arguments: argparse.Namespace) -> None:
@@ -153,6 +154,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
             scheduler=arguments.scheduler,
             judge_limits=judge_limits,
         )
+    if arguments.check_reference:
+        from evaluate.reference_check import check_references
+        from store.cache.manifest import load_manifest
+        from store.files.open import open_files
+
+        manifest = load_manifest(open_files(_cache_place(arguments)))
+        print(*check_references(REFERENCES, results_folder=RESULTS / "sparse_probing", manifest=manifest), sep="\n")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -171,6 +179,7 @@ def report(arguments: argparse.Namespace) -> None:
         results_folder=RESULTS,
         cache=_cache_place(arguments),
         output=REPORTS,
+        references=REFERENCES,
     )
     print(f"The report is {page}")
 

@@ -14,6 +14,7 @@ from evaluate.benchmarks import (
     mdl,
     meta_structure,
     ravel,
+    scr,
     sparse_probing,
     sparse_probing_sae_probes,
     tpp,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         geometry.BENCHMARK,
         sparse_probing.BENCHMARK,
         tpp.BENCHMARK,
+        scr.BENCHMARK,
         sparse_probing_sae_probes.BENCHMARK,
         autointerp.BENCHMARK,
         meta_structure.BENCHMARK,
@@ -48,9 +50,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     )
 }
 
-NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
-    PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
-)
+NOT_RUN_YET: tuple[PlannedBenchmark, ...] = ()
 
 
 def check_measurement(benchmark: Benchmark, measurement: Measurement) -> None:

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from evaluate.labelled.config import HubLabels
-
 
 class HubUnreachable(ValueError):
     """The hub does not give a data set."""
 
 
-def loading(labels: HubLabels) -> Callable[..., Any]:
+def loading(revision: str | None) -> Callable[..., Any]:
     """`datasets.load_dataset` at the wanted revision, without the running of code; errors in words."""
 
     def load_dataset(name: str, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as datasets has it
@@ -22,11 +20,11 @@ def loading(labels: HubLabels) -> Callable[..., Any]:
                 f"expected a data set of plain files, but {name} runs code of its author. Leave it out"
             )
         try:
-            return datasets.load_dataset(name, *arguments, revision=labels.revision, **keywords)
+            return datasets.load_dataset(name, *arguments, revision=revision, **keywords)
         except (HfHubHTTPError, ConnectionError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
             first = str(error).strip().splitlines()
             raise HubUnreachable(
-                f"expected the data set {name}{f' at {labels.revision}' if labels.revision else ''} from the hub, but "
+                f"expected the data set {name}{f' at {revision}' if revision else ''} from the hub, but "
                 f"it does not give it ({first[0] if first else type(error).__name__}). Give it "
                 "network access or a filled hub cache (HF_HOME), and a token in HF_TOKEN where it is gated"
             ) from error

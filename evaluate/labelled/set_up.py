@@ -36,6 +36,15 @@ def _texts(value: int) -> int:
 NumTexts = Annotated[int, AfterValidator(_texts)]
 
 
+def _epochs(value: int) -> int:
+    if value < 1:
+        raise ValueError(f"expected at least one epoch, got {value}. Raise it")
+    return value
+
+
+Epochs = Annotated[int, AfterValidator(_epochs)]
+
+
 def why_missing(labels: Sequence[Labels], benchmark: str) -> NotRun | None:
     """Which data sets are not on this machine."""
     sentences = [sentence for item in labels if (sentence := missing(item))]
@@ -82,6 +91,7 @@ def prepare_datasets(
                     texts = load(item, train_size=train_size, test_size=test_size, seed=seed) if local else None
                     classes = classes_of(item, texts)
                     with known_to_sae_bench(item, texts, classes=classes), quiet():
+                        begin_as_sae_bench(seed)
                         run(throw_away_sae(context, hook, d_sae=d_sae), item, kept.path)
                     (kept.path / CLASSES_FILE).write_text(json.dumps(classes))
                     kept.finish()
@@ -97,12 +107,32 @@ def _inputs(
     return {
         **benchmark.version.identity("version"),
         "labels": identity(labels),
+        **deciding(config, context, hook),
+    }
+
+
+def deciding(config: Record, context: BenchmarkContext, hook: str) -> dict[str, JsonValue]:
+    """What decides activations and probes at a hook, but for the texts."""
+    return {
         "settings": {name: value for name, value in config if name != "datasets"},
         "language_model": context.manifest.spec.model.identifying(),
         "compute_dtype": context.manifest.spec.compute_dtype,
         "device": context.device.type,
         "hook": hook,
     }
+
+
+def begin_as_sae_bench(seed: int) -> None:
+    """Random states as sae-bench sets them before an SAE.
+
+    A set-up begins so too, each data set by itself: its probes are then the same whether or not others were kept.
+    """
+    import random
+
+    import torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextlib.contextmanager
