@@ -319,7 +319,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="025113da59576419522c030e6a303e652fbace02d920daee0ad94d80803df07f",
+        code_sha256="cb11c7f179b4a64de5d8995d04a4d5a6d20e187e0a138d2ade3d90e0d3c9db63",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

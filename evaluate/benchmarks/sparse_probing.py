@@ -208,7 +208,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="29d854574f969bc0532584b607b2489a7b27aa6325fbc91b1e2973071ec6919f",
+        code_sha256="2c72e416ed02b343f44c2fa5b7bf4a23182d49506cc10494de1729603ae24dcd",
     ),
     metrics={
         "sae_test_accuracy": "higher",

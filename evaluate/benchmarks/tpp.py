@@ -224,7 +224,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="14089b8f79964cb10e448fd7b98b0415ca41e21b047d0b0e550d089980a33e64",
+        code_sha256="d36e29f75b52a4947d549801eae1122cd92ec3aa66b1766a49ac6acf87335d07",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),
