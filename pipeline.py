@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from command_line import parser_of
 from compute.program import run_command
+from compute.progress import phase
 
 if TYPE_CHECKING:
     from store.files.open import CachePlace
@@ -59,8 +60,9 @@ def language_model(arguments: argparse.Namespace) -> None:
 
 def harvest(arguments: argparse.Namespace) -> None:
     """Run the language model over the text once and store its activations, compressed without loss."""
-    from harvest.run import run
-    from params import load_params
+    with phase("harvest", "importing libraries"):
+        from harvest.run import run
+        from params import load_params
 
     profile = load_params(arguments.params).profile
     manifest = run(
@@ -76,10 +78,11 @@ def harvest(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train all variants of params.yaml on the cached activations, fused into one set of batches."""
-    from params import load_params
-    from train.run import run
-    from train.task import TrainingResources
-    from train.telemetry import MetricsSinks
+    with phase("train", "importing libraries"):
+        from params import load_params
+        from train.run import run
+        from train.task import TrainingResources
+        from train.telemetry import MetricsSinks
 
     params = load_params(arguments.params)
     diverged = run(

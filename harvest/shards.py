@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from compute.progress import counting_layers, phase, progress
 from harvest.activations import cut_model, harvest_rows
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
@@ -34,7 +34,10 @@ def packed_windows(saved: Path, inputs: Inputs, config: HarvestConfig) -> Window
     if windows := load_windows(saved):
         return windows
     num_windows = config.num_sequences + config.num_held_out_sequences
-    with tqdm(total=num_windows, unit="window", unit_scale=True, desc="tokens") as progress:
+    with (
+        phase("harvest", "tokenizing the text"),
+        progress("harvest, tokens", total=num_windows, unit="window") as count,
+    ):
         windows = pack(
             inputs.text.documents(),
             load_tokenizer(inputs.model_folder),
@@ -44,7 +47,7 @@ def packed_windows(saved: Path, inputs: Inputs, config: HarvestConfig) -> Window
             num_sequences=config.num_sequences,
             num_held_out_sequences=config.num_held_out_sequences,
             held_out_fraction=config.held_out_fraction,
-            on_progress=progress.update,
+            on_progress=count.update,
         )
     save_windows(saved, windows)
     return windows
@@ -60,11 +63,16 @@ def harvest_shards(
 ) -> None:
     """Computes `shards`, while the writer's threads encode and write those before."""
     spec = inputs.spec
-    whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
-    model = cut_model(whole, spec.hooks)
+    with phase("harvest", f"loading the language model {spec.model.name}"):
+        whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
+        model = cut_model(whole, spec.hooks)
     num_rows = (len(windows.training) + len(windows.held_out)) * spec.rows_per_sequence
     num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
-    with tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress:
+    rows_per_batch = spec.forward_batch_sequences * spec.rows_per_sequence
+    with (
+        progress("harvest", total=num_rows, unit="row", done=num_rows - num_missing) as count,
+        counting_layers(model.layers, count.within, per_batch=rows_per_batch),
+    ):
         for split, shard in shards:
             first = shard * spec.sequences_per_shard
             of_split = windows.training if split == "training" else windows.held_out
@@ -75,7 +83,7 @@ def harvest_shards(
                 d_model=spec.model.d_model,
                 batch_sequences=spec.forward_batch_sequences,
                 device=device,
-                on_progress=progress.update,
+                on_progress=count.update,
             )
             sums = functools.partial(_sums, rows, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
             writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)

@@ -78,6 +78,7 @@ WAIVED = {
         "harvest/config.py": "settings are part of the spec",
         "harvest/estimate.py": "refuses, or does not",
         "harvest/version.py": "the version itself",
+        "compute/progress.py": "says what happens",
         "language_model/config.py": "settings are part of the spec",
         "language_model/memory.py": "remembers what holds for the same files only",
         "language_model/identity.py": "names the model in the spec, and changes nothing that it computes",
@@ -86,6 +87,7 @@ WAIVED = {
     "train/version.py": SHARED
     | {
         "store/cache": "what is read from a cache is checked against its manifest; order.py is in the list",
+        "compute/progress.py": "says what happens",
         "compute/software.py": "refuses, or does not",
         "compute/stop.py": "decides when a run stops, and it continues to the same bytes",
         "train/checks.py": "refuses, or does not",
