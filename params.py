@@ -124,6 +124,11 @@ def _check_sizes(path: Path, where: str, profile: Profile) -> None:
             f"{path}: {where}.train.batch_rows: expected at most the {num_rows} rows that are harvested, "
             f"got {profile.train.batch_rows}. Lower it, or raise harvest.num_rows"
         )
+    if profile.train.num_rows is not None and not profile.train.batch_rows <= profile.train.num_rows <= num_rows:
+        raise ParamsError(
+            f"{path}: {where}.train.num_rows: expected at least batch_rows = {profile.train.batch_rows} and at most "
+            f"the {num_rows} rows that are harvested, got {profile.train.num_rows}. Change it, or set it to null"
+        )
     held_out = profile.harvest.num_held_out_sequences
     for name, benchmark in BENCHMARKS.items():
         settings = settings_of(profile.evaluate, name)

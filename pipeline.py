@@ -39,6 +39,7 @@ REPORTS = Path("reports")
 def language_model(arguments: argparse.Namespace) -> None:
     """Check every setting in params.yaml and that the language model is at hand; record which one it is."""
     from harvest.estimate import check_model_fits
+    from harvest.files import check_text
     from language_model.load import identify, max_positions, resolve
     from params import load_params
     from store.atomic import write_json
@@ -46,9 +47,7 @@ def language_model(arguments: argparse.Namespace) -> None:
 
     params = load_params(arguments.params)
     settings = params.profile.language_model
-    for path in getattr(params.profile.harvest.text, "paths", ()):
-        if not Path(path).is_file():
-            raise ValueError(f"expected the text file {path} of harvest.text.paths, found none. Correct the path")
+    check_text(params.profile.harvest.text)
     folder = resolve(settings.name, settings.revision)
     identity = identify(folder, settings.name, settings.revision)
     check_model_fits(params.profile.harvest, identity, max_positions=max_positions(folder))
@@ -63,6 +62,7 @@ def harvest(arguments: argparse.Namespace) -> None:
     with phase("harvest", "importing libraries"):
         from harvest.run import run
         from params import load_params
+        from store.cache.text_account import account_lines
 
     profile = load_params(arguments.params).profile
     manifest = run(
@@ -73,6 +73,8 @@ def harvest(arguments: argparse.Namespace) -> None:
         device=_device(arguments.device),
         reuse=not arguments.no_reuse,
     )
+    if manifest.text_account is not None:
+        print("\n".join(f"text: {line}" for line in account_lines(manifest.text_account)))
     print(f"{ACTIVATIONS}: {manifest.num_rows:,} rows per hook, data digest {manifest.digest[:12]}")
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harvest.activations import cut_model, harvest_rows
-from harvest.config import StandardLibraryText
 from harvest.moments import shard_sums
 from harvest.text import open_text
+from harvest.text_config import StandardLibraryText
 from harvest.tokens import pack
 from language_model.load import identify, load_model, resolve
 from language_model.tokenizer import load_tokenizer
@@ -55,7 +55,7 @@ def embedded_rows(num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]
     folder = resolve("embedded", None)
     identity = identify(folder, "embedded", None)
     windows = pack(
-        open_text(StandardLibraryText(kind="standard-library")).documents(),
+        open_text(StandardLibraryText(kind="standard-library")),
         load_tokenizer(folder),
         bos_token_id=identity.bos_token_id,
         vocab_size=identity.vocab_size,
@@ -63,7 +63,6 @@ def embedded_rows(num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]
         num_sequences=-(-num_rows // (CONTEXT - 1)),
         num_held_out_sequences=1,
         held_out_fraction=0.05,
-        on_progress=lambda _: None,
     )
     import torch
 

@@ -1,14 +1,21 @@
 """From text to the activation cache: text -> tokens -> activations -> shards.
 
 config.py       its settings
+text_config.py  those of its text
 version.py      its version
 run.py          the stage: reuse shards, compute the rest, put the cache in place
 inputs.py       the language model and the text, found and identified
 estimate.py     what it needs of model, memory and disk, checked before it starts
-text.py         documents: standard library, files, hub data set
-hub.py          records of a hub data set, streamed
+text.py         documents: standard library, files, hub data set, or a mixture
+files.py        which local files, and that they stay as they were
+formats.py      the documents in a file of each kind
+hub.py          those of a hub data set, streamed
+interleave.py   their order: sources in turns by weight, and shuffled in windows
 encode.py       token ids, long documents in pieces
-tokens.py       packed windows, held-out documents apart
+tokens.py       documents packed into windows, held-out ones apart
+streams.py      a stream of tokens, cut into shards of windows
+counts.py       what becomes of each part of the text
+windows.py      the windows by shard, packed ahead of the model and kept on disk
 activations.py  several hooks in one pass that ends at the deepest
 shards.py       the shards that are missing, computed and handed to the writer
 moments.py      exact sums of the stored rows

@@ -3,84 +3,20 @@
 Everything here can change a byte of the cache, or how much of it there is; nothing here reads a file.
 """
 
-import re
-from pathlib import PurePath
-from typing import Annotated, Literal, Self
+import math
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from harvest.text_config import MixtureText, Names, TextConfig
 from language_model.hooks import parse_hook
 from store.codec.names import CodecName
 from store.record import Record
 
-Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-"""A list in params.yaml, a tuple here; its items stay strict."""
-
-TEXT_SUFFIX = ".txt"
-TABLE_SUFFIXES = (".jsonl", ".parquet")
-
-
-class StandardLibraryText(Record):
-    """The sources of this Python's own standard library, one file a document."""
-
-    kind: Literal["standard-library"]
-
-
-class FilesText(Record):
-    """Local files, read in the order given."""
-
-    kind: Literal["files"]
-    paths: Names
-    """.txt (a file is a document), .jsonl (a JSON object a line) or .parquet, relative to the working folder."""
-    column: str | None = None
-    """Where .jsonl and .parquet files keep the text; must be left out for .txt files alone."""
-
-    @model_validator(mode="after")
-    def check_paths(self) -> Self:
-        suffixes = {PurePath(path).suffix for path in self.paths}
-        if unknown := [path for path in self.paths if PurePath(path).suffix not in (TEXT_SUFFIX, *TABLE_SUFFIXES)]:
-            raise ValueError(f"expected paths ending in .txt, .jsonl or .parquet, got {unknown[0]!r}. Convert the file")
-        if repeated := sorted({path for path in self.paths if self.paths.count(path) > 1}):
-            raise ValueError(f"expected every path once, got {repeated[0]!r} more than once. Remove the repetition")
-        if self.column is None and suffixes & set(TABLE_SUFFIXES):
-            raise ValueError("expected a column for .jsonl and .parquet files, got none. Name the one with the text")
-        if self.column is not None and suffixes == {TEXT_SUFFIX}:
-            raise ValueError(f"expected no column for .txt files, got {self.column!r}. Remove it")
-        return self
-
-
-class HubText(Record):
-    """A data set of the Hugging Face hub, streamed; no code of the repository is run."""
-
-    kind: Literal["hub"]
-    dataset: str
-    """Such as "HuggingFaceFW/fineweb-edu"."""
-    config: str | None
-    """The data set's configuration; null where it has one only."""
-    revision: str
-    """The full commit hash (40 hexadecimal digits): a branch could change between two runs."""
-    split: str
-    column: str
-
-    @field_validator("dataset")
-    @classmethod
-    def check_dataset(cls, dataset: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", dataset, flags=re.ASCII):
-            raise ValueError(f"expected a data set's hub id such as 'owner/name', got {dataset!r}. Correct it")
-        return dataset
-
-    @field_validator("revision")
-    @classmethod
-    def check_revision(cls, revision: str) -> str:
-        if not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise ValueError(
-                f"expected a full commit hash of 40 hexadecimal digits, got {revision!r}. "
-                "Copy it from the data set's 'Files and versions' page on the hub"
-            )
-        return revision
-
-
-TextConfig = Annotated[StandardLibraryText | FilesText | HubText, Field(discriminator="kind")]
+MAX_CHUNK_BYTES = 4 * 2**20
+"""Of one hook, where the size of a chunk is chosen here: large enough to be read at speed, and to be few."""
+MAX_SHARD_BYTES = 256 * 10**6
+"""Of one hook, where the size of a shard is chosen here: few files, and little lost when a run is killed."""
 
 
 class HarvestConfig(Record):
@@ -97,12 +33,16 @@ class HarvestConfig(Record):
     """Share of the documents (by number) that training never sees."""
     context_length: int = Field(ge=3, le=2**20)
     """Tokens in a sequence, BOS included. Evaluation predicts a token from another one than BOS, so at least 3."""
+    separator: str | None = None
+    """A token of the tokenizer that is put behind every document, such as <eos>; null: documents stand end to end. Its
+    positions have rows like all others."""
     forward_batch_sequences: int = Field(gt=0, le=2**20)
     """Sequences in one forward pass. It can change the last bits of a row, and so belongs to the cache's identity."""
-    sequences_per_chunk: int = Field(gt=0, le=2**20)
-    """Sequences in one compressed piece, the least that is read at once; a few MB are best."""
-    chunks_per_shard: int = Field(gt=0, le=2**40)
-    """Chunks in one file; a few hundred MB are best."""
+    sequences_per_chunk: int | None = Field(default=None, gt=0, le=2**20)
+    """Sequences in one compressed piece, the least that is read at once; null: a power of two, with rows of 2 to 4 MiB
+    a hook."""
+    chunks_per_shard: int | None = Field(default=None, gt=0, le=2**40)
+    """Chunks in one file; null: as many as make at most 256 MB of rows a hook."""
     codec: CodecName
     """bf16_planes_v1 is smallest and fastest; the others can be read by zarr without this package."""
 
@@ -125,6 +65,16 @@ class HarvestConfig(Record):
             raise ValueError(f"expected every hook once, got {repeated[0]!r} more than once. Remove the repetition")
         return hooks
 
+    @field_validator("text")
+    @classmethod
+    def check_weight(cls, text: TextConfig) -> TextConfig:
+        if not isinstance(text, MixtureText) and text.weight != 1.0:
+            raise ValueError(
+                f"expected no weight for a source that stands alone, got {text.weight:g}. Remove it, or give more "
+                "sources (kind: mixture)"
+            )
+        return text
+
     @model_validator(mode="after")
     def check_sizes(self) -> Self:
         if self.num_rows < self.rows_per_sequence:
@@ -132,11 +82,33 @@ class HarvestConfig(Record):
                 f"expected num_rows of at least one sequence ({self.rows_per_sequence} rows with context_length "
                 f"{self.context_length}), got {self.num_rows}. Raise num_rows or lower context_length"
             )
-        sequences_per_shard = self.sequences_per_chunk * self.chunks_per_shard
-        if sequences_per_shard % self.forward_batch_sequences:
-            raise ValueError(
-                f"expected forward_batch_sequences to divide the {sequences_per_shard} sequences of a shard "
-                f"(sequences_per_chunk {self.sequences_per_chunk} * chunks_per_shard {self.chunks_per_shard}), got "
-                f"{self.forward_batch_sequences}. Change one of the three"
-            )
+        if self.sequences_per_chunk is not None and self.chunks_per_shard is not None:
+            _check_shard(self.sequences_per_chunk, self.chunks_per_shard, self.forward_batch_sequences)
         return self
+
+    def chunking(self, *, d_model: int) -> tuple[int, int]:
+        """(sequences per chunk, chunks per shard), for rows of `d_model` channels where the settings say null.
+
+        A function of the settings and of `d_model`, never of the budget: a larger one then keeps its full shards.
+        """
+        sequence_nbytes = 2 * self.rows_per_sequence * d_model
+        sequences_per_chunk = self.sequences_per_chunk
+        if sequences_per_chunk is None:
+            sequences_per_chunk = 2 ** max(0, (MAX_CHUNK_BYTES // sequence_nbytes).bit_length() - 1)
+        chunks_per_shard = self.chunks_per_shard
+        if chunks_per_shard is None:
+            batch = self.forward_batch_sequences
+            step = batch // math.gcd(batch, sequences_per_chunk)  # the least number of chunks that whole batches fill
+            chunks_per_shard = max(1, MAX_SHARD_BYTES // (sequence_nbytes * sequences_per_chunk * step)) * step
+        _check_shard(sequences_per_chunk, chunks_per_shard, self.forward_batch_sequences)
+        return sequences_per_chunk, chunks_per_shard
+
+
+def _check_shard(sequences_per_chunk: int, chunks_per_shard: int, forward_batch_sequences: int) -> None:
+    sequences_per_shard = sequences_per_chunk * chunks_per_shard
+    if sequences_per_shard % forward_batch_sequences:
+        raise ValueError(
+            f"expected forward_batch_sequences to divide the {sequences_per_shard} sequences of a shard "
+            f"(sequences_per_chunk {sequences_per_chunk} * chunks_per_shard {chunks_per_shard}), got "
+            f"{forward_batch_sequences}. Change one of the three"
+        )

@@ -22,7 +22,8 @@ def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_posi
             f"expected a context_length of at most the {max_positions} positions of {identity.name}, got "
             f"{config.context_length}. Lower harvest.context_length"
         )
-    shard_sequences = min(config.sequences_per_chunk * config.chunks_per_shard, config.num_sequences)
+    sequences_per_chunk, chunks_per_shard = config.chunking(d_model=identity.d_model)
+    shard_sequences = min(sequences_per_chunk * chunks_per_shard, config.num_sequences)
     shard_bytes = shard_sequences * config.rows_per_sequence * identity.d_model * 2
     if shard_bytes > MAX_SHARD_BYTES:
         raise ValueError(

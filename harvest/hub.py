@@ -1,4 +1,4 @@
-"""A hub data set as a stream of records. Slow to import, and of no use to other sources.
+"""A hub data set as a stream of texts. Slow to import, and of no use to other sources.
 
 `datasets` finds the files of a split, their order and their types. Parquet files are read here: its own reader has
 threads that read ahead through Python files and outlive a stream that is left before its end, as a harvest leaves it
@@ -7,18 +7,85 @@ when it has enough. Such a thread aborts (SIGABRT) or hangs the process when the
 
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import datasets
+import httpx2
 import pyarrow
 import pyarrow.parquet
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.utils.file_utils import xopen
 
-from harvest.config import HubText
+from harvest.files import BadText
+from harvest.formats import column_text, fits
+from harvest.text_config import HubText
+from language_model.load import hub_problem
+from store.machine import explain, is_of_this_machine
 
 _BATCH_ROWS = 1024
+_NOT_REACHED = "LocalEntryNotFoundError"
+"""Stands in what `datasets` says where the hub did not answer and nothing is in its local cache."""
+_LAYER = re.compile(r"\b\w+(Error|Exception|Enabled): | *\(\w+(Error|Exception|Enabled)\)$")
+"""Names of the libraries' layers, which say nothing to a person."""
+
+
+def hub_texts(config: HubText) -> Iterator[str | None]:
+    """The documents of a split, in order; None for each that the filter leaves out. Raises BadText."""
+    if Path(config.dataset).exists():
+        # `datasets` would prefer the folder, and the lineage would then name a text that was never read.
+        raise BadText(
+            f"expected the hub data set {config.dataset!r}, but a local file or folder has that name. Run from "
+            "another folder, or use local files (kind: files)"
+        )
+    number = 0
+    chosen = config.filter
+    try:
+        for record in hub_records(config):
+            number += 1
+            where = f"{config.dataset} ({config.split}), row {number}"
+            text = column_text(record, config.column, {} if chosen is None else chosen.columns, where=where)
+            yield text if text is not None and fits(text, chosen) else None
+    except BadText:
+        raise
+    except (
+        OSError,
+        ValueError,
+        TypeError,  # of a column that cannot be cast to what the data set says it is
+        httpx2.HTTPError,
+        aiohttp.ClientError,
+        datasets.exceptions.DatasetsError,
+        pyarrow.ArrowException,
+    ) as error:
+        if isinstance(error, OSError) and is_of_this_machine(error):  # such as a full disk
+            raise explain(error, f"read the hub data set {config.dataset!r}") from error
+        raise BadText(_explained(config, error, number)) from error
+    if number == 0:
+        raise BadText(f"expected documents in {config.dataset!r}, split {config.split!r}, found none. Choose another")
+
+
+def _explained(config: HubText, error: Exception, number: int) -> str:
+    """What could not be read, why, and what to do, without the names of the layers that it went through."""
+    what = (
+        f"could not read the hub data set {config.dataset!r} at {config.revision[:12]}, split {config.split!r}, "
+        f"configuration {config.config!r}" + (f", after {number} documents" if number else "")
+    )
+    lines = str(error).strip().splitlines()
+    unreachable = isinstance(
+        error, (ConnectionError, TimeoutError, httpx2.TransportError, aiohttp.ClientConnectionError)
+    )
+    if unreachable or _NOT_REACHED in str(error):
+        reason = hub_problem(error)
+    else:
+        reason = _LAYER.sub("", lines[0]) if lines else ""
+    return (
+        f"{what}: {reason or 'no reason was given'}. Check the names in harvest.text, that the hub can be reached from "
+        "here, or that the data set is in its local cache (HF_HOME), and, for a gated one, that you are logged in "
+        "(hf auth login). Local files (kind: files) need no hub"
+    )
 
 
 def hub_records(config: HubText) -> Iterable[dict[str, Any]]:

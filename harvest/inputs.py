@@ -7,7 +7,7 @@ from compute.code_version import tell_if_edited
 from harvest.config import HarvestConfig
 from harvest.estimate import check_model_fits
 from harvest.text import TextSource, open_text
-from harvest.tokens import PACKING
+from harvest.tokens import packing_of
 from harvest.version import HARVEST_VERSION
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, max_positions, resolve
@@ -28,6 +28,7 @@ def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
     folder = resolve(model.name, model.revision)
     identity = identify(folder, model.name, model.revision)
     check_model_fits(config, identity, max_positions=max_positions(folder))
+    sequences_per_chunk, chunks_per_shard = config.chunking(d_model=identity.d_model)
     text = open_text(config.text)
     # Code that was edited since its version was confirmed is part of what decides the bytes, so that no shard of other
     # code is taken for one of this code.
@@ -39,12 +40,12 @@ def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
         text=text.lineage if edited is None else {**text.lineage, "edited_harvest_code": edited},
         context_length=config.context_length,
         excluded_positions=("bos",),
-        packing=PACKING,
+        packing=packing_of(config.separator),
         held_out_fraction=config.held_out_fraction,
         compute_dtype=model.compute_dtype,
         forward_batch_sequences=config.forward_batch_sequences,
-        sequences_per_chunk=config.sequences_per_chunk,
-        chunks_per_shard=config.chunks_per_shard,
+        sequences_per_chunk=sequences_per_chunk,
+        chunks_per_shard=chunks_per_shard,
         codec=config.codec,
         harvest_version=HARVEST_VERSION.number,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from harvest.config import HarvestConfig
 from harvest.inputs import open_inputs
-from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, packed_windows
+from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, window_source
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import Manifest
 from store.cache.spec import check_spec
@@ -50,6 +50,6 @@ def harvest_again(
             # The name holds the spec and the sizes: an earlier repair may have left the windows of another cache here.
             sizes = f"{manifest.num_sequences}-{manifest.num_held_out_sequences}"
             saved = target.with_name(f"windows-{inputs.spec.digest[:16]}-{sizes}")
-            windows = packed_windows(saved, inputs, wanted)
-            harvest_shards(writer, missing, windows, inputs, device=device)
-        writer.finish()
+            with window_source(saved, inputs, wanted) as windows:
+                harvest_shards(writer, missing, windows, inputs, device=device)
+        writer.finish(text_account=manifest.text_account)

@@ -12,12 +12,13 @@ from pathlib import Path
 from harvest.config import HarvestConfig
 from harvest.estimate import check_free_space
 from harvest.inputs import open_inputs
-from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, packed_windows
+from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, window_source
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import Manifest, parse_manifest
 from store.cache.paths import MANIFEST_FILE
 from store.cache.spec import CacheSpec, spec_difference
 from store.cache.split import SPLITS
+from store.cache.text_account import TextAccount
 from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
 from store.identity import how_identified
@@ -50,8 +51,9 @@ def run(
             max_pending_bytes=MAX_PENDING_BYTES,
             lease=lease,
         ) as writer:
+            account = None
             if reuse:
-                _reuse_shards(writer, output, interrupted=sorted(place.glob(f"{same_spec}-*/cache")))
+                account = _reuse_shards(writer, output, interrupted=sorted(place.glob(f"{same_spec}-*/cache")))
             missing = missing_shards(writer)
             num_shards = sum(map(writer.num_shards, SPLITS))
             if len(missing) < num_shards:
@@ -64,10 +66,12 @@ def run(
                 num_hooks=len(spec.hooks),
                 d_model=spec.model.d_model,
             )
-            windows = packed_windows(own / "windows", inputs, config)
-            if missing:
-                harvest_shards(writer, missing, windows, inputs, device=device)
-            manifest = writer.finish()
+            with window_source(own / "windows", inputs, config) as windows:
+                if missing:
+                    harvest_shards(writer, missing, windows, inputs, device=device)
+                if account is None:
+                    account = windows.account()
+            manifest = writer.finish(text_account=account)
         lease.check()
         replace_folder(own / "cache", output)
         for finished in place.glob(f"{same_spec}-*"):
@@ -77,20 +81,30 @@ def run(
     return manifest
 
 
-def _reuse_shards(writer: CacheWriter, output: Path, *, interrupted: Sequence[Path]) -> None:
-    """Reuses shards of runs that were interrupted, whatever their number of rows, and of earlier outputs."""
+def _reuse_shards(writer: CacheWriter, output: Path, *, interrupted: Sequence[Path]) -> TextAccount | None:
+    """Reuses shards of runs that were interrupted, whatever their number of rows, and of earlier outputs.
+
+    Returns the account of the text, if an earlier output of the same spec and size has it: then no text is read.
+    """
     for folder in interrupted:
         writer.reuse_shards(files_in(folder))
-    num_missing, earlier_specs = len(missing_shards(writer)), []
+    num_missing, earlier_specs, account = len(missing_shards(writer)), [], None
     for files in earlier_outputs(output.as_posix()):
-        if not missing_shards(writer):
-            return
+        if not missing_shards(writer) and account is not None:
+            break
         writer.reuse_shards(files)
         if MANIFEST_FILE in files:
             with contextlib.suppress(OSError, StoreError):  # damaged, or of another version: it says nothing
-                earlier_specs.append(parse_manifest(files[MANIFEST_FILE].read_bytes(), where=MANIFEST_FILE).spec)
+                earlier = parse_manifest(files[MANIFEST_FILE].read_bytes(), where=MANIFEST_FILE)
+                earlier_specs.append(earlier.spec)
+                sizes = (earlier.num_sequences, earlier.num_held_out_sequences)
+                if (earlier.spec.digest, *sizes) == (
+                    writer.spec.digest, writer.num_sequences, writer.num_held_out_sequences,
+                ):  # fmt: skip
+                    account = account or earlier.text_account
     if earlier_specs and len(missing_shards(writer)) == num_missing:
         _tell_difference(earlier_specs[0], writer.spec)
+    return account
 
 
 def _tell_difference(earlier: CacheSpec, spec: CacheSpec) -> None:

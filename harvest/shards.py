@@ -13,7 +13,8 @@ from harvest.activations import cut_model, harvest_rows
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
-from harvest.tokens import Windows, load_windows, pack, save_windows
+from harvest.tokens import separator_id
+from harvest.windows import WindowSource
 from language_model.load import load_model
 from language_model.tokenizer import load_tokenizer
 from store.cache.moments import ShardSums
@@ -29,44 +30,34 @@ def missing_shards(writer: CacheWriter) -> list[tuple[Split, int]]:
     return [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
 
 
-def packed_windows(saved: Path, inputs: Inputs, config: HarvestConfig) -> Windows:
-    """The token windows, from the folder `saved` if an interrupted run left them there: a large text is read once."""
-    if windows := load_windows(saved):
-        return windows
-    num_windows = config.num_sequences + config.num_held_out_sequences
-    with (
-        phase("harvest", "tokenizing the text"),
-        progress("harvest, tokens", total=num_windows, unit="window") as count,
-    ):
-        windows = pack(
-            inputs.text.documents(),
-            load_tokenizer(inputs.model_folder),
-            bos_token_id=inputs.spec.model.bos_token_id,
-            vocab_size=inputs.spec.model.vocab_size,
-            context_length=config.context_length,
-            num_sequences=config.num_sequences,
-            num_held_out_sequences=config.num_held_out_sequences,
-            held_out_fraction=config.held_out_fraction,
-            on_progress=count.update,
-        )
-    save_windows(saved, windows)
-    return windows
+def window_source(saved: Path, inputs: Inputs, config: HarvestConfig) -> WindowSource:
+    """The token windows, by shard; the folder `saved` keeps them, for a run that is interrupted and for workers."""
+    return WindowSource(
+        saved,
+        inputs.text,
+        load_tokenizer=functools.partial(load_tokenizer, inputs.model_folder),
+        separator_id=functools.partial(separator_id, config.separator),
+        spec=inputs.spec,
+        num_sequences=config.num_sequences,
+        num_held_out_sequences=config.num_held_out_sequences,
+    )
 
 
 def harvest_shards(
     writer: CacheWriter,
     shards: Sequence[tuple[Split, int]],
-    windows: Windows,
+    windows: WindowSource,
     inputs: Inputs,
     *,
     device: str,
 ) -> None:
-    """Computes `shards`, while the writer's threads encode and write those before."""
+    """Computes `shards`, while text is packed ahead, and the writer's threads encode and write those before."""
     spec = inputs.spec
+    windows.start()
     with phase("harvest", f"loading the language model {spec.model.name}"):
         whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
         model = cut_model(whole, spec.hooks)
-    num_rows = (len(windows.training) + len(windows.held_out)) * spec.rows_per_sequence
+    num_rows = (writer.num_sequences + writer.num_held_out_sequences) * spec.rows_per_sequence
     num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
     rows_per_batch = spec.forward_batch_sequences * spec.rows_per_sequence
     with (
@@ -75,8 +66,7 @@ def harvest_shards(
     ):
         for split, shard in shards:
             first = shard * spec.sequences_per_shard
-            of_split = windows.training if split == "training" else windows.held_out
-            tokens = np.ascontiguousarray(of_split[first : first + writer.shard_sequences(shard, split)])
+            tokens = windows.shard(split, shard)
             rows = harvest_rows(
                 model,
                 tokens,

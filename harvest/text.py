@@ -1,31 +1,44 @@
-"""Where documents come from: the standard library, local files, or a streamed hub data set.
+"""Where documents come from: the standard library, local files, a streamed hub data set, or several of these.
 
-Every source yields (name, text) in a fixed order, and tells its lineage: what has to be equal for the text to be equal.
-A document may be empty (it adds no tokens); a file without any document is an error.
+Every source yields documents in a fixed order, and tells its lineage: what has to be equal for the text to be equal.
+A document may be empty (it adds no tokens).
 """
 
-import codecs
-import json
+import functools
 import platform
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 from pydantic import JsonValue
 
-from harvest.config import TEXT_SUFFIX, FilesText, HubText, StandardLibraryText
+from harvest.files import BadText, FoundFile, digests, find_files
+from harvest.formats import fits, starts_with_mark, texts_of
+from harvest.interleave import (
+    Check,
+    Documents,
+    StartDocuments,
+    numbered,
+    shuffled,
+    shuffled_numbers,
+    take_turns,
+    unchecked,
+)
+from harvest.text_config import FilesText, HubText, MixtureText, SourceConfig, StandardLibraryText, TextConfig
 from language_model import standard_library
-from store.atomic import file_sha256
-from store.machine import explain
+from store.record import plain
 
-PARQUET_BATCH_ROWS = 1024
+__all__ = ["BadText", "Part", "TextSource", "open_text"]
+
+MAX_OPEN_FILES = 32
+"""That are read in turns; when one ends, the next one is opened. Bounds memory, and what a process has open."""
 
 
-class BadText(ValueError):
-    """A source of text that is missing, unreachable, or not what was announced."""
+@dataclass(frozen=True)
+class Part:
+    """A file, or a source that has no files of its own: what an account has a line for."""
+
+    name: str
+    source: int
+    """Number of the source that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -34,170 +47,136 @@ class TextSource:
 
     lineage: dict[str, JsonValue]
     """Equal lineages mean equal documents in equal order. Holds no path, host or time."""
-    documents: Callable[[], Iterator[tuple[str, str]]]
+    sources: tuple[str, ...]
+    """What each source is, in words."""
+    parts: tuple[Part, ...]
+    """What documents are numbered by."""
+    documents: StartDocuments
     """Starts over at each call; raises `BadText` where a document cannot be read."""
+    files: tuple[FoundFile, ...] = ()
+    """Local ones."""
+
+    def check_unchanged(self) -> None:
+        """Raises BadText where a local file is no longer what the lineage says of it."""
+        for file in self.files:
+            file.check_unchanged()
 
 
-def open_text(config: StandardLibraryText | FilesText | HubText) -> TextSource:
-    """Finds the source and identifies it; local files are hashed here, a hub data set is first asked when read."""
+def open_text(config: TextConfig) -> TextSource:
+    """Finds the text and identifies it; local files are hashed here, a hub data set is first asked when read."""
+    if isinstance(config, MixtureText):
+        return _open_mixture(config)
+    return _open_source(config, source=0, first_part=0)
+
+
+def _open_mixture(config: MixtureText) -> TextSource:
+    opened: list[TextSource] = []
+    first_part = 0
+    for number, source in enumerate(config.sources):
+        opened.append(_open_source(source, source=number, first_part=first_part))
+        first_part += len(opened[-1].parts)
+    weights = [source.weight for source in config.sources]
+
+    def documents(check: Check = unchecked, /) -> Documents:
+        streams = [
+            (weight, functools.partial(text.documents, check)) for weight, text in zip(weights, opened, strict=True)
+        ]
+        return take_turns(streams, at_once=len(streams))
+
+    sources: list[JsonValue] = [
+        {**text.lineage, "weight": weight} for weight, text in zip(weights, opened, strict=True)
+    ]
+    return TextSource(
+        lineage={"kind": "mixture", "sources": sources},
+        sources=tuple(
+            f"{told}, weight {w:g}" for w, text in zip(weights, opened, strict=True) for told in text.sources
+        ),
+        parts=tuple(part for text in opened for part in text.parts),
+        documents=documents,
+        files=tuple(file for text in opened for file in text.files),
+    )
+
+
+def _open_source(config: SourceConfig, *, source: int, first_part: int) -> TextSource:
     match config:
         case StandardLibraryText():
-            return _open_standard_library()
+            text = _open_standard_library(config, source=source, part=first_part)
         case FilesText():
-            return _open_files([Path(path) for path in config.paths], config.column)
+            text = _open_files(config, source=source, first_part=first_part)
         case HubText():
-            return TextSource(lineage=config.model_dump(mode="json"), documents=lambda: _hub_documents(config))
+            text = _open_hub(config, source=source, part=first_part)
+    chosen, shuffle = config.filter, config.shuffle
+    lineage = dict(text.lineage)
+    if chosen is not None:
+        lineage["filter"] = plain(chosen)
+    if shuffle is None:
+        return TextSource(lineage, text.sources, text.parts, text.documents, text.files)
+    lineage["shuffle"] = plain(shuffle)
+
+    def documents(check: Check = unchecked, /) -> Documents:
+        return shuffled(text.documents(check), seed=shuffle.seed, window_documents=shuffle.window_documents)
+
+    return TextSource(lineage, text.sources, text.parts, documents, text.files)
 
 
-def _open_standard_library() -> TextSource:
+def _open_standard_library(config: StandardLibraryText, *, source: int, part: int) -> TextSource:
     lineage: dict[str, JsonValue] = {
         "kind": "standard-library",
         "python": platform.python_version(),
         "modules": " ".join(standard_library.MODULES),
         "sha256": standard_library.corpus_digest(),
     }
-    return TextSource(lineage=lineage, documents=standard_library.documents)
+
+    def documents(check: Check = unchecked, /) -> Documents:
+        texts = (text if fits(text, config.filter) else None for _, text in standard_library.documents())
+        return numbered(part, texts, check=check)
+
+    told = f"the standard library of Python {platform.python_version()}"
+    return TextSource(lineage, (told,), (Part(told, source),), documents)
 
 
-def _open_files(paths: list[Path], column: str | None) -> TextSource:
-    files: list[JsonValue] = []
-    for path in paths:
-        if not path.is_file():
-            what = "a folder" if path.is_dir() else "nothing"
-            raise BadText(f"expected a text file at {path}, found {what}. Correct harvest.text.paths")
-        if path.stat().st_size == 0:
-            raise BadText(f"expected text in {path}, found an empty file. Fill it or remove it from harvest.text.paths")
+def _open_files(config: FilesText, *, source: int, first_part: int) -> TextSource:
+    found = find_files(config)
+    records: list[JsonValue] = []
+    for file, digest in zip(found, digests(found), strict=True):
         # A byte order mark was a token in caches of earlier versions, which must not be taken for these.
-        marked = path.suffix == TEXT_SUFFIX and _has_mark(path)
+        marked = file.suffix in (".txt", ".md") and starts_with_mark(file)
         mark: dict[str, JsonValue] = {"byte_order_mark": "left out"} if marked else {}
-        files.append({"name": path.name, "sha256": file_sha256(path), **mark})
+        records.append({"name": file.name, "sha256": digest, **mark})
+    lineage: dict[str, JsonValue] = {"kind": "files", "column": config.column, "files": records}
+    if len(found) > 1:
+        lineage["order"] = f"files in turns by characters read, {MAX_OPEN_FILES} at once"
+    if config.split_characters is not None:
+        lineage["split_characters"] = config.split_characters
+    order = list(range(len(found)))
+    if config.shuffle is not None:
+        order = shuffled_numbers(len(found), seed=config.shuffle.seed)
 
-    def documents() -> Iterator[tuple[str, str]]:
-        for path in paths:
-            yield from _file_documents(path, column)
-
-    return TextSource(lineage={"kind": "files", "column": column, "files": files}, documents=documents)
-
-
-def _file_documents(path: Path, column: str | None) -> Iterator[tuple[str, str]]:
-    if path.suffix == ".txt":
-        yield path.name, _decoded(path.read_bytes().removeprefix(codecs.BOM_UTF8), where=str(path))
-        return
-    assert column is not None, "the config requires a column for .jsonl and .parquet files"
-    if path.suffix == ".jsonl":
-        yield from _jsonl_documents(path, column)
-    else:
-        yield from _parquet_documents(path, column)
-
-
-def _jsonl_documents(path: Path, column: str) -> Iterator[tuple[str, str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                record = json.loads(_decoded(line.rstrip(b"\r\n"), where=where))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise BadText(f"expected a JSON object in {where}, found other text ({error}). Repair it") from error
-            if not isinstance(record, dict):
-                raise BadText(f"expected a JSON object in {where}, found {type(record).__name__}. Repair it")
-            yield f"{path.name}:{number}", _column_text(record, column, where=where)
-
-
-def _parquet_documents(path: Path, column: str) -> Iterator[tuple[str, str]]:
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise BadText(f"expected a column {column!r} in {path}, found {', '.join(names)}. Correct the column")
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[column]):
-                for value in batch.column(0):
-                    number += 1
-                    text = _column_text({column: value.as_py()}, column, where=f"{path}, row {number}")
-                    yield f"{path.name}:{number}", text
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the machine; pyarrow's own have no number
-            raise explain(error, f"read {path}") from error
-        raise BadText(f"expected a Parquet file with UTF-8 text at {path}, got: {error}. Make it again") from error
-    if number == 0:
-        raise BadText(f"expected rows in {path}, found none. Remove it from harvest.text.paths")
-
-
-def _hub_documents(config: HubText) -> Iterator[tuple[str, str]]:
-    # Slow to import and of no use to the other sources.
-    import aiohttp
-    import datasets
-    import httpx2
-
-    from harvest.hub import hub_records
-
-    if Path(config.dataset).exists():
-        # `datasets` would prefer the folder, and the lineage would then name a text that was never read.
-        raise BadText(
-            f"expected the hub data set {config.dataset!r}, but a local file or folder has that name. Run from "
-            "another folder, or use local files (kind: files)"
+    def start(number: int, check: Check) -> Documents:
+        texts = texts_of(
+            found[number],
+            column=config.column,
+            chosen=config.filter,
+            split_characters=config.split_characters,
         )
-    number = 0
-    try:
-        for record in hub_records(config):
-            number += 1
-            name = f"{config.dataset}:{number}"
-            yield name, _column_text(record, config.column, where=f"{config.dataset} ({config.split}), row {number}")
-    except BadText:
-        raise
-    except (
-        OSError,
-        ValueError,
-        TypeError,  # of a column that cannot be cast to what the data set says it is
-        httpx2.HTTPError,
-        aiohttp.ClientError,
-        datasets.exceptions.DatasetsError,
-        pyarrow.ArrowException,
-    ) as error:
-        raise BadText(
-            f"could not read the hub data set {config.dataset!r} at {config.revision[:12]}, split {config.split!r}, "
-            f"configuration {config.config!r}: {_first_line(error)}. Check the names in harvest.text, that the hub can "
-            "be reached from here, and, for a gated data set, that you are logged in (hf auth login)"
-        ) from error
-    if number == 0:
-        raise BadText(f"expected documents in {config.dataset!r}, split {config.split!r}, found none. Choose another")
+        return numbered(first_part + number, texts, check=check)
+
+    def documents(check: Check = unchecked, /) -> Documents:
+        streams = ((1.0, functools.partial(start, number, check)) for number in order)
+        return take_turns(streams, at_once=MAX_OPEN_FILES)
+
+    told = found[0].name if len(found) == 1 else f"{len(found)} files"
+    parts = tuple(Part(file.name, source) for file in found)
+    return TextSource(lineage, (told,), parts, documents, tuple(found))
 
 
-def _column_text(record: dict[str, Any], column: str, *, where: str) -> str:
-    """The text in `column` of one record, checked to be a string that UTF-8 can hold."""
-    if column not in record:
-        names = ", ".join(map(str, record)) or "no columns"
-        raise BadText(f"expected a column {column!r} in {where}, found {names}. Correct the column or the data")
-    text = record[column]
-    if not isinstance(text, str):
-        raise BadText(
-            f"expected a string in column {column!r} of {where}, found {type(text).__name__}. Correct the data"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON's \ud800 can spell half a character
-        raise BadText(f"expected text in column {column!r} of {where}, found half a character. Correct it") from error
-    return text
+def _open_hub(config: HubText, *, source: int, part: int) -> TextSource:
+    lineage = config.model_dump(mode="json", exclude={"weight", "filter", "shuffle"})
+    told = f"{config.dataset}, {config.config or 'its only configuration'}, split {config.split}"
 
+    def documents(check: Check = unchecked, /) -> Documents:
+        from harvest.hub import hub_texts  # slow to import, and of no use to the other sources
 
-def _has_mark(path: Path) -> bool:
-    """Whether a text begins with UTF-8's byte order mark, as some editors and spreadsheets write; it is no text."""
-    with path.open("rb") as file:
-        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+        return numbered(part, hub_texts(config), check=check)
 
-
-def _decoded(data: bytes, *, where: str) -> str:
-    """No newline is translated, so that the same bytes are the same text everywhere."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadText(
-            f"expected UTF-8 in {where}, found the byte 0x{data[error.start]:02x} at {error.start}. Convert it to UTF-8"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return TextSource(lineage, (told,), (Part(config.dataset, source),), documents)

@@ -1,27 +1,31 @@
-"""Documents packed into token windows of one length, with held-out documents in windows of their own.
+"""Documents packed into token windows of one length, shard by shard, held-out documents in windows of their own.
 
 A window is BOS and the next context_length - 1 tokens of a stream. There are two streams, training and held out; which
-of them a document joins is a function of its text alone. A larger budget only appends windows.
+of them a document joins is a function of its text alone. A larger budget only appends windows. Memory holds one shard
+of tokens of each stream, whatever the budget.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from harvest.counts import PartCount
 from harvest.encode import PIECE_CHARACTERS, tokenize, tokenize_long
-from store.atomic import file_sha256, read_json, write_json
-from store.cache.split import is_held_out
-from store.errors import StoreError
+from harvest.interleave import Check, Document, unchecked
+from harvest.streams import ShardStream, StreamState, Tokens
+from harvest.text import TextSource
+from store.cache.split import SPLITS, Split, is_held_out
+from store.cache.text_account import PartAccount, TextAccount
+from store.identity import Count
+from store.record import Record
 
 PACKING = (
     "documents in the order of their source, tokenized without special tokens (a special token's spelling in the text "
     "is plain text); each goes to the training or to the held-out stream by a digest of its text; a stream is its "
-    "documents end to end without a separator (empty ones add nothing), cut into windows of BOS and context_length - 1 "
+    "documents end to end {separator} (empty ones add nothing), cut into windows of BOS and context_length - 1 "
     "tokens; the last, incomplete window is left out"
 )
 """Recorded with the data; raise version.HARVEST_VERSION when the packing changes."""
@@ -34,46 +38,240 @@ class TooLittleText(ValueError):
     """The text ended before the budget was reached."""
 
 
+def packing_of(separator: str | None) -> str:
+    """How documents became windows, in a sentence."""
+    return PACKING.format(separator="without a separator" if separator is None else f"with {separator!r} behind each")
+
+
+def separator_id(separator: str | None, tokenizer: Tokenizer) -> int | None:
+    """The id of the separator. Raises ValueError for what is no token of the tokenizer."""
+    if separator is None:
+        return None
+    token_id: int | None = tokenizer.token_to_id(separator)
+    if token_id is None:
+        raise ValueError(
+            f"expected harvest.separator to be one token of the tokenizer, such as its end-of-text token, got "
+            f"{separator!r}, which it does not have. Correct it, or set it to null"
+        )
+    return token_id
+
+
 @dataclass(frozen=True)
 class Windows:
     """Token windows, BOS first."""
 
-    training: NDArray[np.uint32]
+    training: Tokens
     """(num_sequences, context_length)"""
-    held_out: NDArray[np.uint32]
+    held_out: Tokens
     """(num_held_out_sequences, context_length)"""
 
 
-class WindowStream:
-    """Fills a fixed number of windows from token pieces of any length; what is too much is ignored."""
+class PackingState(Record):
+    """Where packing stands between two batches of documents: with it, another process goes on without tokenizing again.
 
-    def __init__(self, *, num_windows: int, context_length: int, bos_token_id: int) -> None:
-        # Untouched pages of np.empty cost no memory, so a text that ends early never pays for the whole budget.
-        self.windows: NDArray[np.uint32] = np.empty((num_windows, context_length), dtype=np.uint32)
-        self._bos_token_id = bos_token_id
-        self.num_filled = 0
-        self._rest: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+    Documents before it are read once more, as a stream cannot be entered in its middle, but not tokenized.
+    """
+
+    num_documents: Count
+    streams: dict[Split, StreamState]
+    parts: tuple[PartAccount, ...]
+    totals: tuple[Count, ...]
+    """How many documents each part has, where its last one was read; else 0."""
+
+
+class Packer:
+    """Fills the windows of both streams from documents, in order.
+
+    Args:
+        text: what the documents are parts of.
+        tokenizer: see language_model/tokenizer.py.
+        bos_token_id, vocab_size: of the model.
+        context_length: tokens of a window.
+        num_windows: of each split.
+        windows_per_shard: of every shard but the last of a split.
+        held_out_fraction: share of the documents that are held out.
+        separator_id: the token behind every document; None for none.
+        on_shard: is given split, shard and its windows (sequences, context_length), each once, in the order of a split.
+        state: to go on from.
+    """
+
+    def __init__(
+        self,
+        text: TextSource,
+        tokenizer: Tokenizer,
+        *,
+        bos_token_id: int,
+        vocab_size: int,
+        context_length: int,
+        num_windows: dict[Split, int],
+        windows_per_shard: int,
+        held_out_fraction: float,
+        separator_id: int | None,
+        on_shard: Callable[[Split, int, Tokens], object],
+        state: PackingState | None = None,
+    ) -> None:
+        self._text, self._tokenizer = text, tokenizer
+        self._vocab_size, self._context_length = vocab_size, context_length
+        self._fraction = held_out_fraction
+        self._separator = None if separator_id is None else np.array([separator_id], dtype=np.uint32)
+        self.num_documents = 0 if state is None else state.num_documents
+        self._counts = [PartCount() for _ in text.parts]
+        if state is not None:
+            self._counts = [PartCount.of(part, total=n) for part, n in zip(state.parts, state.totals, strict=True)]
+
+        def stream(split: Split) -> ShardStream:
+            return ShardStream(
+                num_windows=num_windows[split],
+                context_length=context_length,
+                windows_per_shard=windows_per_shard,
+                bos_token_id=bos_token_id,
+                on_shard=lambda shard, windows: on_shard(split, shard, windows),
+                state=None if state is None else state.streams[split],
+            )
+
+        self.streams: dict[Split, ShardStream] = {split: stream(split) for split in SPLITS}
 
     @property
-    def is_full(self) -> bool:
+    def is_done(self) -> bool:
         """Whether every window is filled."""
-        return self.num_filled == len(self.windows)
+        return all(stream.is_full for stream in self.streams.values())
 
-    def add(self, token_ids: NDArray[np.uint32]) -> None:
-        """Appends `token_ids` (tokens,) to the stream."""
-        if self.is_full:
+    @property
+    def num_filled(self) -> int:
+        """Complete windows of both streams."""
+        return sum(stream.num_filled for stream in self.streams.values())
+
+    def run(
+        self,
+        *,
+        on_progress: Callable[[], object],
+        on_batch: Callable[[], object] = lambda: None,
+        check: Check = unchecked,
+    ) -> TextAccount:
+        """Reads no further than it must. Raises `TooLittleText` where the text ends before the windows are full.
+
+        `on_progress` is called after every document, or piece of a long one; `on_batch` where `state` may be taken,
+        `check` before a document is read.
+        """
+        with closing(self._text.documents(check)) as documents:
+            for _ in range(0 if self.is_done else self.num_documents):
+                next(documents, None)
+            for batch in () if self.is_done else _batches(documents):
+                self._pack(batch, on_progress)
+                on_batch()
+                if self.is_done:
+                    break
+        if not self.is_done:
+            raise TooLittleText(self._too_little_text())
+        self._text.check_unchanged()
+        return self.account()
+
+    def state(self) -> PackingState:
+        """Where it stands between two batches."""
+        return PackingState(
+            num_documents=self.num_documents,
+            streams={split: stream.state() for split, stream in self.streams.items()},
+            parts=self.account().parts,
+            totals=tuple(count.total for count in self._counts),
+        )
+
+    def account(self) -> TextAccount:
+        """What became of the text so far."""
+        counts = zip(self._text.parts, self._counts, strict=True)
+        parts = tuple(count.account(name=part.name, source=part.source) for part, count in counts)
+        return TextAccount(sources=self._text.sources, parts=parts)
+
+    def _pack(self, batch: list[Document], on_progress: Callable[[], object]) -> None:
+        splits: list[Split] = [
+            "held_out" if document.text and is_held_out(document.text, fraction=self._fraction) else "training"
+            for document in batch
+        ]
+        wanted = [
+            bool(document.text) and not self.streams[split].is_full
+            for document, split in zip(batch, splits, strict=True)
+        ]
+        if len(batch) == 1 and len(batch[0].text) > PIECE_CHARACTERS:
+            self._pack_long(batch[0], splits[0], on_progress)
             return
-        stream = np.concatenate([self._rest, token_ids])
-        per_window = self.windows.shape[1] - 1
-        num_new = min(len(stream) // per_window, len(self.windows) - self.num_filled)
-        end = self.num_filled + num_new
-        self.windows[self.num_filled : end, 0] = self._bos_token_id
-        self.windows[self.num_filled : end, 1:] = stream[: num_new * per_window].reshape(num_new, per_window)
-        self.num_filled, self._rest = end, stream[num_new * per_window :]
+        texts = [document.text for document, is_wanted in zip(batch, wanted, strict=True) if is_wanted]
+        tokens = iter(tokenize(texts, self._tokenizer, vocab_size=self._vocab_size))
+        for document, split, is_wanted in zip(batch, splits, wanted, strict=True):
+            self._count_document(document)
+            token_ids = next(tokens) if is_wanted else None
+            if token_ids is None or self.streams[split].is_full:
+                continue  # empty, left out, or its side is full
+            pieces = [token_ids] if self._separator is None or not len(token_ids) else [token_ids, self._separator]
+            self._add(document, split, pieces)
+            on_progress()
+            if self.is_done:
+                return
+
+    def _pack_long(self, document: Document, split: Split, on_progress: Callable[[], object]) -> None:
+        self._count_document(document)
+        stream = self.streams[split]
+        if stream.is_full:
+            return
+
+        def pieces() -> Iterator[Tokens]:
+            for token_ids in tokenize_long(document.text, self._tokenizer, vocab_size=self._vocab_size):
+                yield token_ids
+                on_progress()
+                if stream.is_full:
+                    return
+            if self._separator is not None:
+                yield self._separator
+
+        self._add(document, split, pieces())
+
+    def _add(self, document: Document, split: Split, pieces: Iterable[Tokens]) -> None:
+        count, num_tokens, num_taken = self._counts[document.part], 0, 0
+        for token_ids in pieces:
+            num_tokens += len(token_ids)
+            num_taken += self.streams[split].add(token_ids)
+        count.num_tokens += num_tokens
+        count.tokens[split] += num_taken
+        count.documents[split] += num_taken > 0
+        count.num_empty_documents += num_tokens == 0
+
+    def _count_document(self, document: Document) -> None:
+        self.num_documents += 1
+        count = self._counts[document.part]
+        count.num_documents += 1
+        count.num_characters += len(document.text)
+        count.num_filtered_documents += document.is_left_out
+        count.num_empty_documents += not document.text and not document.is_left_out
+        count.total = count.total or document.num_documents_of_part
+
+    def _too_little_text(self) -> str:
+        """What the text gave of both sides, and what to change."""
+        training, held_out = self.streams["training"], self.streams["held_out"]
+        num_documents = {split: sum(count.documents[split] for count in self._counts) for split in SPLITS}
+        per_window = self._context_length - 1
+        few = (
+            "A .txt or .md file is one document: set harvest.text.split_characters, or give the text in more of them "
+            "(.jsonl or .parquet)"
+        )
+        fraction = f"held_out_fraction ({self._fraction:g})"
+        if not training.is_full and not num_documents["training"]:
+            advice = f"No document is left for training: lower {fraction}. {few}"
+        elif not training.is_full:
+            advice = "Lower harvest.num_rows or give more text"
+        elif not num_documents["held_out"]:
+            advice = f"No document is held out: raise {fraction}. {few}"
+        else:
+            advice = f"Lower harvest.num_held_out_sequences, raise {fraction} or give more text"
+        if filtered := sum(count.num_filtered_documents for count in self._counts):
+            advice += f". The filter left out {filtered} of {self.num_documents} documents"
+        return (
+            f"expected text for {training.num_windows * per_window} training rows ({training.num_windows} sequences) "
+            f"and {held_out.num_windows} held-out sequences, got {training.num_filled * per_window} rows "
+            f"({training.num_filled} sequences) from {num_documents['training']} training documents and "
+            f"{held_out.num_filled} from {num_documents['held_out']} held-out documents. {advice}"
+        )
 
 
 def pack(
-    documents: Iterable[tuple[str, str]],
+    text: TextSource,
     tokenizer: Tokenizer,
     *,
     bos_token_id: int,
@@ -82,120 +280,38 @@ def pack(
     num_sequences: int,
     num_held_out_sequences: int,
     held_out_fraction: float,
-    on_progress: Callable[[int], object],
+    separator_id: int | None = None,
 ) -> Windows:
-    """The first windows of both streams; reads no further than it must, and raises `TooLittleText` at the end.
-
-    `on_progress` is given the number of new windows after every document, or piece of a long one.
-    """
-    training, held_out = (
-        WindowStream(num_windows=num_windows, context_length=context_length, bos_token_id=bos_token_id)
-        for num_windows in (num_sequences, num_held_out_sequences)
-    )
-    sides = {False: training, True: held_out}
-    num_documents = {False: 0, True: 0}
-    num_reported = 0
-    for texts in _batches(documents):
-        wanted = []
-        for text in texts:
-            side = is_held_out(text, fraction=held_out_fraction)
-            num_documents[side] += 1
-            if not sides[side].is_full:
-                wanted.append((text, sides[side]))
-        for stream, token_ids in _tokenized(wanted, tokenizer, vocab_size=vocab_size):
-            stream.add(token_ids)
-            num_new = training.num_filled + held_out.num_filled - num_reported
-            num_reported += num_new
-            on_progress(num_new)
-            if training.is_full and held_out.is_full:
-                return Windows(training=training.windows, held_out=held_out.windows)
-    raise TooLittleText(_too_little_text(training, held_out, num_documents, held_out_fraction=held_out_fraction))
+    """All windows at once, in memory: for small texts, and what windows that are streamed are compared with."""
+    made: dict[Split, list[Tokens]] = {split: [] for split in SPLITS}
+    Packer(
+        text,
+        tokenizer,
+        bos_token_id=bos_token_id,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        num_windows={"training": num_sequences, "held_out": num_held_out_sequences},
+        windows_per_shard=max(num_sequences, num_held_out_sequences),
+        held_out_fraction=held_out_fraction,
+        separator_id=separator_id,
+        on_shard=lambda split, _, windows: made[split].append(windows),
+    ).run(on_progress=lambda: None)
+    return Windows(training=np.concatenate(made["training"]), held_out=np.concatenate(made["held_out"]))
 
 
-def _tokenized(
-    wanted: list[tuple[str, WindowStream]], tokenizer: Tokenizer, *, vocab_size: int
-) -> Iterator[tuple[WindowStream, NDArray[np.uint32]]]:
-    """Each stream with the tokens to be added; a document in pieces ends where its stream is full."""
-    if len(wanted) == 1 and len(wanted[0][0]) > PIECE_CHARACTERS:
-        [(text, stream)] = wanted
-        for token_ids in tokenize_long(text, tokenizer, vocab_size=vocab_size):
-            yield stream, token_ids
-            if stream.is_full:
-                return
-        return
-    token_ids_of_texts = tokenize([text for text, _ in wanted], tokenizer, vocab_size=vocab_size)
-    yield from zip((stream for _, stream in wanted), token_ids_of_texts, strict=True)
-
-
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[str]]:
-    """Texts in batches large enough for the tokenizer's threads and small enough for memory; a long text alone."""
-    texts: list[str] = []
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """In batches large enough for the tokenizer's threads and small enough for memory; a long document alone."""
+    batch: list[Document] = []
     num_characters = 0
-    for _, text in documents:
-        is_long = len(text) > PIECE_CHARACTERS
-        if texts and is_long:
-            yield texts
-            texts, num_characters = [], 0
-        texts.append(text)
-        num_characters += len(text)
-        if is_long or len(texts) == BATCH_DOCUMENTS or num_characters >= BATCH_CHARACTERS:
-            yield texts
-            texts, num_characters = [], 0
-    if texts:
-        yield texts
-
-
-def _too_little_text(
-    training: WindowStream, held_out: WindowStream, num_documents: dict[bool, int], *, held_out_fraction: float
-) -> str:
-    """What the text gave of both sides, and what to change; `num_documents` by whether they are held out."""
-    num_wanted, context_length = training.windows.shape
-    rows_per_sequence = context_length - 1
-    few = "A file of plain text is one document: give the text in more of them (.jsonl or .parquet)"
-    if not training.is_full and not num_documents[False]:
-        advice = f"No document is left for training: lower held_out_fraction ({held_out_fraction:g}). {few}"
-    elif not training.is_full:
-        advice = "Lower harvest.num_rows or give more text"
-    elif not num_documents[True]:
-        advice = f"No document is held out: raise held_out_fraction ({held_out_fraction:g}). {few}"
-    else:
-        advice = (
-            f"Lower harvest.num_held_out_sequences, raise held_out_fraction ({held_out_fraction:g}) or give more text"
-        )
-    return (
-        f"expected text for {num_wanted * rows_per_sequence} training rows ({num_wanted} sequences) and "
-        f"{len(held_out.windows)} held-out sequences, got {training.num_filled * rows_per_sequence} rows "
-        f"({training.num_filled} sequences) from {num_documents[False]} training documents and {held_out.num_filled} "
-        f"from {num_documents[True]} held-out documents. {advice}"
-    )
-
-
-def save_windows(folder: Path, windows: Windows) -> None:
-    """Keeps `windows` in `folder` for a run that is interrupted; their record, written last, makes them valid."""
-    folder.mkdir(parents=True, exist_ok=True)
-    digests = {}
-    for name, array in (("training", windows.training), ("held_out", windows.held_out)):
-        path = folder / f"{name}.npy"
-        with path.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        digests[name] = file_sha256(path)
-    write_json(folder / "windows.json", digests)
-
-
-def load_windows(folder: Path) -> Windows | None:
-    """What `save_windows` kept, memory-mapped; None where there is nothing, or not all of it."""
-    try:
-        digests = read_json(folder / "windows.json")
-    except (StoreError, FileNotFoundError):
-        return None
-    if not isinstance(digests, dict) or set(digests) != {"training", "held_out"}:
-        return None
-    arrays = {}
-    for name, digest in digests.items():
-        path = folder / f"{name}.npy"
-        if not path.exists() or file_sha256(path) != digest:
-            return None
-        arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return Windows(training=arrays["training"], held_out=arrays["held_out"])
+    for document in documents:
+        is_long = len(document.text) > PIECE_CHARACTERS
+        if batch and is_long:
+            yield batch
+            batch, num_characters = [], 0
+        batch.append(document)
+        num_characters += len(document.text)
+        if is_long or len(batch) == BATCH_DOCUMENTS or num_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch

@@ -5,6 +5,7 @@ formats (pickles) and code from a checkpoint are never loaded. `identify` refuse
 that the first stage says it. The large libraries, which take seconds to import, are imported where they are needed.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _FILES = ["*.json", "*.safetensors", "tokenizer*"]
 _HUB_TIMEOUT_SECONDS = 10
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def resolve(name: str, revision: str | None) -> Path:
@@ -77,7 +79,19 @@ def resolve(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if isinstance(error, OSError) and is_of_this_machine(error):  # such as a full disk
             raise explain(error, f"fetch the language model {name!r}") from error
-        raise _unavailable(name, f"the hub could not be reached ({type(error).__name__})") from error
+        raise _unavailable(name, hub_problem(error)) from error
+
+
+def hub_problem(error: Exception) -> str:
+    """Why the hub gave nothing, in words: who forbids to ask it, what it answered, or that nothing answered."""
+    forbidding = [name for name in _OFFLINE_VARIABLES if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
+    if forbidding:
+        return f"{', '.join(forbidding)} forbids to ask the hub: unset it where the hub can be reached"
+    where = os.environ.get("HF_ENDPOINT") or "huggingface.co"
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the hub at {where} answered with status {response.status_code}"
+    return f"the hub could not be reached at {where} from this machine: no connection, a proxy, or it is down"
 
 
 def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:

@@ -26,7 +26,7 @@ def test_a_profile_that_dvc_would_read_as_a_path_is_refused(tmp_path: Path, name
         load_params(tmp_path / "params.yaml")
 
 
-def test_both_profiles_are_complete(tmp_path: Path) -> None:
+def test_all_profiles_are_complete(tmp_path: Path) -> None:
     embedded = load_params(PARAMS)
     assert (embedded.profile_name, embedded.profile.language_model.name) == ("embedded", "embedded")
     assert list(embedded.variants) == ["baseline", "fixed-1", "adaptive", "schedule-0p1-10", "adaptive-high"]
@@ -36,6 +36,11 @@ def test_both_profiles_are_complete(tmp_path: Path) -> None:
     assert gemma.language_model.name == "google/gemma-2-2b"
     assert [hook.split(".")[1] for hook in gemma.harvest.hooks] == ["5", "12", "19"]
     assert gemma.train.hook == "blocks.12.hook_resid_post"
+    path.write_text(PARAMS.read_text().replace("profile: embedded", "profile: my-model"))
+    mine = load_params(path).profile
+    assert (mine.language_model.name, mine.harvest.sequences_per_chunk) == ("./my-model", None)
+    # Embedded: null is what it is without the keys, and its cache keeps its identity.
+    assert (embedded.profile.harvest.separator, embedded.profile.train.num_rows) == (None, None)
 
 
 def test_the_example_of_a_grid_in_the_file_is_the_study(tmp_path: Path) -> None:
@@ -209,7 +214,7 @@ def test_a_missing_text_file_and_a_foreign_device_end_at_once(
     (tmp_path / "params.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     assert main(["language_model"]) == 1
-    assert "expected the text file no.txt of harvest.text.paths, found none" in capsys.readouterr().err
+    assert "expected a text file at no.txt, found nothing. Correct harvest.text.paths" in capsys.readouterr().err
     assert main(["harvest", "--device", "gpu"]) == 1
     assert "expected a torch device such as cpu, cuda or cuda:1, got 'gpu'" in capsys.readouterr().err
     with pytest.raises(SystemExit):

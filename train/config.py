@@ -86,6 +86,9 @@ class TrainConfig(Settings):
     """The hook whose cached rows are read, for example blocks.2.hook_resid_post."""
     batch_rows: PositiveCount
     """Rows (tokens) per step; every variant sees the same ones. The last incomplete batch of an epoch is dropped."""
+    num_rows: PositiveCount | None = Field(default=None, exclude_if=lambda number: number is None)
+    """Only the first so many rows of the cache, rounded down to whole chunks; null: all. Scale and mean stay those of
+    all rows, so that runs on more and on fewer rows can be compared."""
     num_epochs: PositiveCount
     """Passes over the cached rows, each in another order."""
     pool_bytes: PositiveCount

@@ -49,6 +49,9 @@ from train.version import TRAIN_VERSION
 
 PLAN_FILE = "plan.json"
 
+FEW_STEPS = 500
+"""An SAE that takes fewer has hardly begun to learn, which is said."""
+
 
 def run(
     config: TrainConfig,
@@ -88,7 +91,13 @@ def run(
     check_sinks(resources.sinks)
     tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
     manifest = ActivationCache(cache).manifest
-    plan_run(config, manifest)  # settings that do not fit the cache end here
+    num_steps = plan_run(config, manifest).num_steps  # settings that do not fit the cache end here
+    if num_steps < FEW_STEPS:
+        print(
+            f"train: {num_steps} steps of {config.batch_rows} rows are few for an SAE. For a small cache, lower "
+            "train.batch_rows (and lr with its square root), raise num_epochs, or harvest more rows",
+            file=sys.stderr,
+        )
     resolved = resolve_variants(
         config,
         variants,

@@ -17,7 +17,7 @@ from store.cache.manifest import Manifest
 from store.errors import MismatchedCache
 from store.files.open import CachePlace
 from store.lease import exclusive_lock
-from store.read.batches import Position
+from store.read.batches import Position, rows_in_use
 from store.read.cache import ActivationCache
 from store.read.device import DeviceBatches
 from store.record import digest
@@ -205,11 +205,13 @@ def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
             f"expected train.hook to be one of the cached hooks {', '.join(manifest.spec.hooks)}, got {config.hook}. "
             "Choose one of them, or add it to harvest.hooks"
         )
-    steps_per_epoch = manifest.num_rows // config.batch_rows
+    num_rows = rows_in_use(manifest, "training", config.num_rows)
+    steps_per_epoch = num_rows // config.batch_rows
     if steps_per_epoch == 0:
         raise ValueError(
-            f"expected train.batch_rows of at most the {manifest.num_rows} rows of the cache, got {config.batch_rows}. "
-            "Lower it, or raise harvest.num_rows"
+            f"expected train.batch_rows of at most the {num_rows} rows of the cache that are trained on, got "
+            f"{config.batch_rows}. Lower it, or raise harvest.num_rows"
+            + ("" if config.num_rows is None else " and train.num_rows")
         )
     moments = manifest.moments[config.hook]
     return Plan(
@@ -230,6 +232,7 @@ def cache_batches(
         start=start,
         num_epochs=config.num_epochs,
         pool_bytes=config.pool_bytes,
+        num_rows=config.num_rows,
         num_threads=num_threads,
     )
     return DeviceBatches(batches, device)

@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="98ece87b3b7ad1e646d6c4536d28f4edf0a8edff0f78cfba0d051610acc1e1b2",
+        code_sha256="43cbb9455a396bf9f8fba733d2c3cebefe7364f123cb083309a4f1ef52d2d5b9",
     ),
     metrics={
         "explained_variance": "higher",

@@ -24,6 +24,7 @@ from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
+from store.cache.text_account import TextAccount, account_lines
 from store.files.open import Place
 from store.record import Record, plain
 
@@ -274,5 +275,12 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
         ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
         *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
+        *_text_facts(manifest.text_account),
         ("Cache digest", manifest.digest),
     ]
+
+
+def _text_facts(account: TextAccount | None) -> list[tuple[str, str]]:
+    """What became of the text, where the cache says it."""
+    lines = [] if account is None else account_lines(account)
+    return [("Text read", line.strip()) for line in lines]

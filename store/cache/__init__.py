@@ -3,6 +3,7 @@
 spec.py          everything that decides its bytes
 manifest.py      the manifest, and the records of shards
 moments.py       sums and moments of its rows
+text_account.py  what became of the text: read, trained on, held out, unused
 paths.py         the names of its files
 split.py         which documents are held out
 outlier_rows.py  rows that outweigh the others, and whether they decide metrics

@@ -15,6 +15,7 @@ from store.cache.moments import Moments, ShardSums
 from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, split_folder, token_shard_path
 from store.cache.spec import CacheSpec, check_spec
 from store.cache.split import SPLITS, Split
+from store.cache.text_account import TextAccount
 from store.codec.names import CodecName
 from store.errors import IncompleteCache, MismatchedCache
 from store.files.local import LocalFiles
@@ -83,6 +84,8 @@ class Manifest(Record):
     """Every other file, by path relative to the cache."""
     lineage: tuple[Origin, ...] = ()
     """Oldest first; empty for what one harvest wrote."""
+    text_account: TextAccount | None = Field(default=None, exclude_if=lambda account: account is None)
+    """What became of the text, by file; None, and not in the file, in caches of earlier versions."""
 
     @model_validator(mode="after")
     def check_consistency(self) -> Self:
@@ -113,7 +116,9 @@ class Manifest(Record):
     @property
     def digest(self) -> str:
         """Identity of the data, SHA-256 (hex): what a trained SAE records. Labels of the model are no part of it."""
-        return digest(plain(self) | {"spec": self.spec.identifying()})
+        data = plain(self)
+        data.pop("text_account", None)  # it tells about the data and decides none of it
+        return digest(data | {"spec": self.spec.identifying()})
 
     def split_sequences(self, split: Split) -> int:
         """Sequences of a split."""

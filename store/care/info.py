@@ -8,6 +8,7 @@ import numpy as np
 from store.cache.manifest import load_manifest
 from store.cache.moments import Moments
 from store.cache.paths import MANIFEST_FILE
+from store.cache.text_account import account_lines
 from store.files.open import Place, open_files
 from store.record import plain
 
@@ -43,6 +44,7 @@ def summary(location: Place) -> dict[str, Any]:
             for hook in spec.hooks
         },
         "lineage": plain(manifest.lineage),
+        "text_account": plain(manifest.text_account),
     }
 
 
@@ -85,6 +87,8 @@ def describe(location: Place) -> str:
         f"{spec.rows_per_chunk:,} rows, codec {spec.codec}",
         f"  on disk          {known['nbytes'] / 1e6:,.1f} MB in {known['num_files']} files",
     ]
+    if manifest.text_account is not None:
+        lines += [f"  read             {line}" for line in account_lines(manifest.text_account)]
     for origin in manifest.lineage:
         changed = f", {', '.join(origin.changed_shards)} changed" if origin.changed_shards else ""
         lines.append(f"  {origin.kind:<16} from {origin.source_digest} ({origin.source_codec}){changed}")

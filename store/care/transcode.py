@@ -67,7 +67,7 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
             lease=lease,
         ) as writer:
             _copy_missing(cache, writer, source=source, folder=scratch)
-            manifest = writer.finish().model_copy(update={"lineage": lineage})
+            manifest = writer.finish(text_account=cache.manifest.text_account).model_copy(update={"lineage": lineage})
         lease.check()
         write_record_file(folder / MANIFEST_FILE, manifest)
         _check_equal(cache, folder, num_threads=num_threads)

@@ -38,6 +38,22 @@ def chunks_per_pool(pool_bytes: int, spec: CacheSpec, *, num_hooks: int) -> int:
     return max(1, pool_bytes // 2 // (spec.rows_per_chunk * row_nbytes))
 
 
+def rows_in_use(manifest: Manifest, split: Split, num_rows: int | None) -> int:
+    """Rows that are read where the first `num_rows` are asked for: whole chunks of them, in the order of the shards.
+
+    Raises ValueError where the cache has fewer, or where they are less than a chunk.
+    """
+    all_rows, per_chunk = manifest.split_rows(split), manifest.spec.rows_per_chunk
+    if num_rows is None or num_rows == all_rows:
+        return all_rows
+    if not min(per_chunk, all_rows) <= num_rows <= all_rows:
+        raise ValueError(
+            f"expected num_rows between a chunk ({min(per_chunk, all_rows)}) and all {all_rows} rows of the cache, got "
+            f"{num_rows}. Change train.num_rows, set it to null for all, or harvest more"
+        )
+    return num_rows // per_chunk * per_chunk
+
+
 class BatchOptions(TypedDict, total=False):
     """What may be said about a stream of batches; every item has a default."""
 
@@ -55,6 +71,8 @@ class BatchOptions(TypedDict, total=False):
     """Which of `num_ranks` shares of the rows; without it, 0. Ranks share no row and have equally many batches."""
     num_ranks: int
     """Streams that share the rows between them; without it, 1."""
+    num_rows: int | None
+    """Only so many rows, the first on disk, rounded down to whole chunks; without it, all. See `rows_in_use`."""
 
 
 class BatchSource(NamedTuple):
@@ -90,7 +108,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
     ) -> None:
         start, split = options.get("start") or Position(), options.get("split", "training")
         rank, num_ranks = options.get("rank", 0), options.get("num_ranks", 1)
-        num_rows, spec = source.manifest.split_rows(split), source.manifest.spec
+        num_rows, spec = rows_in_use(source.manifest, split, options.get("num_rows")), source.manifest.spec
         if not hooks:
             raise ValueError("expected at least one hook to read, got none")
         if not 0 <= rank < num_ranks:
@@ -100,7 +118,7 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
                 f"expected batches of 1 to {num_rows} rows (the whole cache), got {batch_rows}. "
                 "Lower train.batch_rows or harvest more rows"
             )
-        self._source, self._hooks, self._split = source, hooks, split
+        self._source, self._hooks, self._split, self._num_rows = source, hooks, split, num_rows
         self._batch_rows, self._seed, self._num_epochs = batch_rows, seed, options.get("num_epochs")
         self._rank, self._num_ranks = rank, num_ranks
         row_nbytes = 2 * spec.model.d_model * len(hooks)
@@ -156,10 +174,9 @@ class AlignedBatches(Iterator[tuple[Rows, ...]], AbstractContextManager["Aligned
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _plan(self, epoch: int) -> EpochPlan:
-        manifest = self._source.manifest
         return EpochPlan(
-            num_rows=manifest.split_rows(self._split),
-            rows_per_chunk=manifest.spec.rows_per_chunk,
+            num_rows=self._num_rows,
+            rows_per_chunk=self._source.manifest.spec.rows_per_chunk,
             chunks_per_pool=self._chunks_per_pool,
             seed=self._seed,
             epoch=epoch,

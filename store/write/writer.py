@@ -17,6 +17,7 @@ from store.cache.order import disk_order
 from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, token_shard_path
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
+from store.cache.text_account import TextAccount
 from store.cache.zarr_arrays import token_chunk, write_metadata
 from store.codec.bf16_planes import Numbers, Rows, check_rows
 from store.codec.checksum import crc32c
@@ -165,8 +166,12 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
         nbytes = 2 * num_rows * self.spec.model.d_model * len(rows)
         return self._pipeline.submit(nbytes, lambda: self._commit(shard, split, tokens, rows, sums))
 
-    def finish(self) -> Manifest:
-        """Waits for submitted shards; writes the metadata and, last, the manifest. All shards must be there."""
+    def finish(self, *, text_account: TextAccount | None = None) -> Manifest:
+        """Waits for submitted shards; writes the metadata and, last, the manifest. All shards must be there.
+
+        Args:
+            text_account: what became of the text, recorded with the data.
+        """
         self._pipeline.wait()
         records = {
             split: [self._committed(shard, split) for shard in range(self.num_shards(split))] for split in SPLITS
@@ -200,6 +205,7 @@ class CacheWriter(AbstractContextManager["CacheWriter"]):
             num_held_out_sequences=self.num_held_out_sequences,
             moments={hook: combine_moments([record.sums[hook] for record in committed["training"]]) for hook in hooks},
             files=files,
+            text_account=text_account,
         )
         self._check_lease()
         write_record_file(self.folder / MANIFEST_FILE, manifest, token=self._token)

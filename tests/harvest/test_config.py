@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harvest.config import FilesText, HarvestConfig, HubText
+from harvest.config import HarvestConfig
+from harvest.text_config import FilesText, HubText, MixtureText
 
 HUB = {
     "kind": "hub",
@@ -48,7 +49,7 @@ def test_the_budget_is_rounded_down_to_whole_sequences(harvest_settings: dict[st
         ({"hooks": ["layer 5"]}, "layer 5"),
         ({"forward_batch_sequences": 3}, "expected forward_batch_sequences to divide the 8 sequences of a shard"),
         ({"codec": "gzip"}, "codec\n  Input should be 'bf16_planes_v1', 'pcodec', 'zstd', 'blosc' or 'none'"),
-        ({"text": {"kind": "web"}}, "'standard-library', 'files', 'hub'"),
+        ({"text": {"kind": "web"}}, "'standard-library', 'files', 'hub', 'mixture'"),
         ({"text": {"kind": "standard-library", "column": "text"}}, "column\n  Extra inputs are not permitted"),
     ],
 )
@@ -68,10 +69,17 @@ def test_a_missing_setting_is_named(harvest_settings: dict[str, Any]) -> None:
     ("files", "message"),
     [
         ({"paths": []}, "at least 1 item"),
-        ({"paths": ["a.csv"]}, "expected paths ending in .txt, .jsonl or .parquet, got 'a.csv'"),
         ({"paths": ["a.txt", "a.txt"]}, "expected every path once, got 'a.txt' more than once"),
-        ({"paths": ["a.jsonl"]}, "expected a column for .jsonl and .parquet files, got none"),
-        ({"paths": ["a.txt"], "column": "text"}, "expected no column for .txt files, got 'text'"),
+        (
+            {"paths": ["a.txt"], "split_characters": 7},
+            "split_characters\n  Input should be greater than or equal to 100",
+        ),
+        ({"paths": ["a.txt"], "shuffle": {"seed": -1}}, "shuffle.seed\n  Input should be greater than or equal to 0"),
+        ({"paths": ["a.txt"], "weight": 0.0}, "weight\n  Input should be greater than 0"),
+        (
+            {"paths": ["a.txt"], "filter": {"min_characters": 9, "max_characters": 8}},
+            "expected min_characters of at most max_characters 8, got 9",
+        ),
     ],
 )
 def test_wrong_local_files_are_refused(files: dict[str, Any], message: str) -> None:
@@ -93,3 +101,40 @@ def test_a_hub_data_set_needs_a_name_and_a_fixed_revision(change: dict[str, Any]
     with pytest.raises(ValidationError) as caught:
         HubText.model_validate(HUB | change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("d_model", "context_length", "batch", "expected"),
+    [
+        (192, 128, 32, (64, 82)),  # the embedded model: 48,768 bytes a sequence, 3.1 MB a chunk, 255.9 MB a shard
+        (2304, 128, 64, (4, 96)),  # gemma-2-2b: 585,216 bytes a sequence; 64 sequences are 16 chunks: 224.7 MB
+        (2304, 1024, 8, (1, 48)),  # a sequence of 4.7 MB is a chunk of its own
+        (8192, 2048, 16, (1, 16)),  # 33.5 MB a sequence: one forward pass is more than a shard should have
+    ],
+)
+def test_chunks_of_2_to_4_mib_and_shards_of_at_most_256_mb_are_chosen_from_the_rows(
+    harvest_settings: dict[str, Any], d_model: int, context_length: int, batch: int, expected: tuple[int, int]
+) -> None:
+    sizes = {"context_length": context_length, "num_rows": 10**6, "forward_batch_sequences": batch}
+    unset = {"sequences_per_chunk": None, "chunks_per_shard": None}
+    config = HarvestConfig.model_validate(harvest_settings | sizes | unset)
+    assert config.chunking(d_model=d_model) == expected
+    assert expected[0] * expected[1] % batch == 0
+    fixed = HarvestConfig.model_validate(harvest_settings | sizes | {"sequences_per_chunk": 16, "chunks_per_shard": 4})
+    assert fixed.chunking(d_model=d_model) == (16, 4)
+
+
+def test_a_mixture_has_several_sources_and_a_single_source_no_weight(harvest_settings: dict[str, Any]) -> None:
+    source = {"kind": "files", "paths": ["a.txt"], "weight": 2}
+    mixture = {"kind": "mixture", "sources": [source, HUB]}
+    text = HarvestConfig.model_validate(harvest_settings | {"text": mixture}).text
+    assert isinstance(text, MixtureText)
+    assert [source.weight for source in text.sources] == [2.0, 1.0]
+    for wrong, message in (
+        ({"kind": "mixture", "sources": [source]}, "Tuple should have at least 2 items"),
+        (source, "expected no weight for a source that stands alone, got 2"),
+        ({"kind": "standard-library", "filter": {"columns": {"a": 1}}}, "expected no filter.columns for the standard"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            HarvestConfig.model_validate(harvest_settings | {"text": wrong})
+        assert message in str(caught.value)

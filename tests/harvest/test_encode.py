@@ -15,6 +15,7 @@ from language_model.load import EMBEDDED_FOLDER
 from language_model.standard_library import documents
 from language_model.tokenizer import PROBE, load_tokenizer
 from store.cache.split import is_held_out
+from tests.harvest.texts import text_of
 from tests.language_model.checkpoints import TOKENIZERS, VOCAB_SIZE
 
 # Stretches without any place to cut, longer than a piece (1000 characters below) and its overlap (400).
@@ -107,7 +108,7 @@ def test_a_single_document_cannot_be_on_both_sides_and_the_advice_says_so(held_o
 
 def pack_windows(text: str, tokenizer: Tokenizer, *, fraction: float) -> None:
     pack(
-        [("name", text)],
+        text_of([text]),
         tokenizer,
         bos_token_id=2,
         vocab_size=VOCAB_SIZE,
@@ -115,7 +116,6 @@ def pack_windows(text: str, tokenizer: Tokenizer, *, fraction: float) -> None:
         num_sequences=3,
         num_held_out_sequences=1,
         held_out_fraction=fraction,
-        on_progress=lambda num_windows: None,
     )
 
 

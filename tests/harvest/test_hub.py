@@ -35,7 +35,7 @@ import itertools, json, os, sys, threading
 import datasets
 import torch  # `datasets` does at the first stream: once, before the forks
 from harvest import hub
-from harvest.config import HubText
+from harvest.text_config import HubText
 
 def settings(config, split):
     return HubText(kind="hub", dataset="someone/stories", config=config, split=split, column="text",

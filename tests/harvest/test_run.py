@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,11 +25,13 @@ from harvest.tokens import TooLittleText
 from language_model.config import LanguageModelConfig
 from language_model.load import load_model
 from language_model.tokenizer import load_tokenizer
-from store.cache.manifest import Manifest
+from store.cache.manifest import Manifest, load_manifest
 from store.cache.split import is_held_out
+from store.cache.text_account import account_lines
 from store.errors import Busy
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
+from store.record_file import write_record_file
 
 REPOSITORY = Path(__file__).parents[2]
 HOOK = "blocks.1.hook_resid_post"
@@ -62,10 +66,10 @@ def harvest_until(moment, config, model, output, scratch):
                 die()
             return done
 
-        def finish(self):
+        def finish(self, **arguments):
             if moment == "while the metadata are written":
                 store.write.writer.combine_moments = die
-            super().finish()
+            super().finish(**arguments)
             if moment == "before the folder is put in place":
                 die()
 
@@ -296,6 +300,106 @@ def test_a_killed_harvest_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
         shards = place.shard_files()
         assert {name: shards[name][0] for name in ("0", "1")} == {name: committed[name] for name in ("0", "1")}
         assert [path.name for path in place.scratch.iterdir()] == [".lease"]
+
+
+def write_many_files(folder: Path) -> list[str]:
+    """14 files of every kind, as a person gives them: long texts first, tables last."""
+    folder.mkdir()
+    for number in range(12):
+        kind = "md" if number % 2 else "txt"
+        story = "".join(f"In chapter {number} fox {n} had {n + number} of all those names.\n\n" for n in range(40))
+        (folder / f"{number:02d}.{kind}").write_text(story)
+    rows = [{"text": f"Row {n}: a short story of {n * n} hens."} for n in range(80)]
+    (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:40]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[40:]), folder / "y.parquet")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_became_of_every_file_is_recorded_and_a_file_that_gave_nothing_is_named(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    """The fault: 14 files were listed, five documents were read, and the report listed 14 files."""
+    names = write_many_files(tmp_path / "texts")
+    text = {"kind": "files", "paths": [str(tmp_path / "texts")], "column": "text"}
+    account = workplace.harvest(text=text, num_rows=60 * 7).text_account
+    assert account is not None
+    assert [part.name for part in account.parts] == names
+    used = sum(part.num_training_tokens for part in account.parts)
+    assert used == 60 * 7
+    assert sum(part.num_held_out_tokens for part in account.parts) == 3 * 7
+    told = "\n".join(account_lines(account))
+    for part in account.unused_parts():
+        assert part.name in told.split("NOTHING is from")[1]
+    assert 0 < len(account.unused_parts()) < 14  # whole chapters of 2000 characters: the first ones fill the budget
+    # Cut into documents, and read in turns, every file is in the data.
+    account = workplace.harvest(text=text | {"split_characters": 100}, num_rows=250 * 7).text_account
+    assert account is not None
+    assert account.unused_parts() == []
+    assert "NOTHING" not in "\n".join(account_lines(account))
+
+
+def test_a_mixture_is_harvested_by_its_weights_in_characters(workplace: Workplace, tmp_path: Path) -> None:
+    for name in ("hens", "eggs"):
+        rows = ({"text": f"{n:04d} {name} were here, of {n * 3:04d} in all."} for n in range(1000))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [
+        {"kind": "files", "paths": [str(tmp_path / "hens.jsonl")], "column": "text", "weight": 3.0},
+        {"kind": "files", "paths": [str(tmp_path / "eggs.jsonl")], "column": "text", "shuffle": {"seed": 0}},
+    ]
+    manifest = workplace.harvest(text={"kind": "mixture", "sources": sources}, num_rows=1500 * 7)
+    assert manifest.text_account is not None
+    hens, eggs = manifest.text_account.parts
+    assert (hens.name, hens.source, eggs.name, eggs.source) == ("hens.jsonl", 0, "eggs.jsonl", 1)
+    assert abs(hens.num_characters / eggs.num_characters - 3) < 0.1
+    assert "weight 3: " in account_lines(manifest.text_account)[0]
+
+
+def test_an_account_depends_on_text_and_budget_and_not_on_how_the_cache_came_about(
+    workplace: Workplace, other_workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = workplace.harvest().text_account
+    other_workplace.harvest(num_rows=30 * 7)
+    assert other_workplace.harvest(num_rows=16 * 7).text_account != account
+    assert other_workplace.harvest().text_account == account
+    assert tree(workplace.output) == tree(other_workplace.output)
+
+
+def test_with_no_shard_missing_no_text_is_read(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workplace.harvest()
+    before = tree(workplace.output)
+    monkeypatch.setattr("harvest.shards.load_tokenizer", lambda _: pytest.fail("text is tokenized"))
+    monkeypatch.setattr("harvest.shards.load_model", lambda *_, **__: pytest.fail("the language model is loaded"))
+    workplace.harvest()
+    assert tree(workplace.output) == before
+
+
+def test_a_harvest_that_ended_behind_its_last_shard_reads_no_text_again(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("harvest.run.replace_folder", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            workplace.harvest()
+    monkeypatch.setattr("harvest.shards.load_tokenizer", lambda _: pytest.fail("text is tokenized"))
+    account = workplace.harvest().text_account
+    assert account is not None
+    assert account.parts[0].num_training_tokens == 20 * 7
+
+
+def test_a_cache_without_an_account_is_read_as_ever_and_gets_one_with_the_next_harvest(workplace: Workplace) -> None:
+    manifest = workplace.harvest()
+    earlier = manifest.model_copy(update={"text_account": None})
+    write_record_file(workplace.output / "manifest.json", earlier)
+    assert "text_account" not in (workplace.output / "manifest.json").read_text()
+    assert load_manifest(workplace.output) == earlier
+    assert earlier.digest == manifest.digest  # an account tells about the data and is none
+    assert workplace.harvest() == manifest
+
+
+def test_sizes_of_chunks_and_shards_that_were_chosen_are_recorded_resolved(workplace: Workplace) -> None:
+    spec = workplace.harvest(sequences_per_chunk=None, chunks_per_shard=None).spec
+    # 7 rows of 32 channels of 2 bytes are 448 bytes; 8192 sequences are 3.7 MB, and 69 chunks of them 253 MB.
+    assert (spec.sequences_per_chunk, spec.chunks_per_shard) == (8192, 69)
 
 
 def test_shards_of_an_interrupted_harvest_serve_one_with_another_budget(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from harvest.config import FilesText, StandardLibraryText
 from harvest.text import BadText, open_text
+from harvest.text_config import FilesText, HubText, StandardLibraryText
 from language_model.standard_library import corpus_digest
 from store.errors import MachineError
 
@@ -29,12 +30,12 @@ HUB = {
 }
 READ_HUB = """
 import json, sys
-from harvest.config import HubText
+from harvest.text_config import HubText
 from harvest.text import BadText, open_text
 for settings in json.loads(sys.argv[1]):
     try:
         source = open_text(HubText.model_validate(settings))
-        print(json.dumps([source.lineage, list(source.documents())]))
+        print(json.dumps([source.lineage, [document.text for document in source.documents()]]))
     except BadText as error:
         print(f"BadText: {error}")
 """
@@ -42,7 +43,8 @@ for settings in json.loads(sys.argv[1]):
 
 def documents(*paths: Path, column: str | None = None) -> list[tuple[str, str]]:
     config = FilesText(kind="files", paths=tuple(map(str, paths)), column=column)
-    return list(open_text(config).documents())
+    text = open_text(config)
+    return [(text.parts[document.part].name, document.text) for document in text.documents()]
 
 
 def write(path: Path, text: str) -> Path:
@@ -60,22 +62,21 @@ def test_the_standard_library_says_which_python_and_which_text_it_is() -> None:
     assert source.lineage["python"] == platform.python_version()
     assert source.lineage["sha256"] == corpus_digest()
     assert "argparse" in str(source.lineage["modules"]).split()
-    name, text = next(source.documents())
-    assert name == "__future__.py"
-    assert "all_feature_names" in text
+    assert "all_feature_names" in next(source.documents()).text
 
 
-def test_local_files_of_every_kind_are_read_in_the_order_given(tmp_path: Path) -> None:
+def test_local_files_of_every_kind_are_read_in_turns(tmp_path: Path) -> None:
     jsonl = write(tmp_path / "b.jsonl", '{"story": "second"}\n{"story": "third", "n": 3}\n')
     parquet = write_parquet(tmp_path / "c.parquet", {"n": [1, 2, 3], "story": ["fourth", "", "sixth"]})
     text = write(tmp_path / "a.txt", "first\r\nline \u00e9")
+    # Characters so far decide: 0 0 0, then 14 6 6 (b), 14 11 6 (c), 14 11 7 (c), 14 11 12 (b has ended).
     assert documents(text, jsonl, parquet, column="story") == [
         ("a.txt", "first\r\nline \u00e9"),
-        ("b.jsonl:1", "second"),
-        ("b.jsonl:2", "third"),
-        ("c.parquet:1", "fourth"),
-        ("c.parquet:2", ""),
-        ("c.parquet:3", "sixth"),
+        ("b.jsonl", "second"),
+        ("c.parquet", "fourth"),
+        ("b.jsonl", "third"),
+        ("c.parquet", ""),
+        ("c.parquet", "sixth"),
     ]
 
 
@@ -97,7 +98,7 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_refused_before_anything_i
     with pytest.raises(BadText, match=r"expected a text file at .*missing.txt, found nothing. Correct harvest.text"):
         documents(missing)
     missing.mkdir()
-    with pytest.raises(BadText, match=r"expected a text file at .*missing.txt, found a folder"):
+    with pytest.raises(BadText, match=r"expected text files \(.txt, .*\) at .*missing.txt, found none"):
         documents(missing)
     with pytest.raises(BadText, match=r"expected text in .*empty.jsonl, found an empty file"):
         documents(write(tmp_path / "empty.jsonl", ""), column="text")
@@ -148,7 +149,7 @@ def test_a_bad_parquet_file_is_refused(tmp_path: Path) -> None:
         documents(tmp_path / "e.parquet", column="story")
 
 
-def read_hub(endpoint: str, home: Path, *changes: dict[str, str], offline: bool = False) -> list[str]:
+def read_hub(endpoint: str, home: Path, *changes: dict[str, Any], offline: bool = False) -> list[str]:
     """What a fresh process prints for each change of `HUB`; fresh, as `datasets` reads the endpoint when imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
         "HF_ENDPOINT": endpoint,
@@ -172,14 +173,19 @@ def test_a_hub_data_set_is_streamed_in_order_and_every_mistake_in_its_name_is_on
         "expected a column 'story' in someone/stories (train), row 1, found text, length": {"column": "story"},
         "expected a string in column 'length' of someone/stories (train), row 1, found int": {"column": "length"},
     }
-    read, *refused = read_hub(hub, tmp_path, {}, *mistakes.values())
+    chosen = {"filter": {"columns": {"length": 16}}, "shuffle": {"seed": 0, "window_documents": 3}}
+    read, filtered, *refused = read_hub(hub, tmp_path, {}, chosen, *mistakes.values())
     lineage, stories = json.loads(read)
+    lineage_of_chosen, of_length_16 = json.loads(filtered)
+    assert sorted(of_length_16) == ["", "", "", "The first story."]  # three are left out, and counted
+    assert lineage_of_chosen["shuffle"] == chosen["shuffle"]
+    assert lineage_of_chosen["filter"] == chosen["filter"] | {"min_characters": None, "max_characters": None}
     assert lineage == HUB
     assert stories == [
-        ["someone/stories:1", "The first story."],
-        ["someone/stories:2", "The second one."],
-        ["someone/stories:3", ""],
-        ["someone/stories:4", "A third, after an empty one."],
+        "The first story.",
+        "The second one.",
+        "",
+        "A third, after an empty one.",
     ]
     assert len(refused) == len(mistakes)
     for message, printed in zip(mistakes, refused, strict=True):
@@ -191,10 +197,37 @@ def test_a_hub_that_cannot_be_reached_is_one_plain_message(tmp_path: Path) -> No
     (tmp_path / "owner" / "folder").mkdir(parents=True)
     unreachable, folder = read_hub("http://127.0.0.1:9", tmp_path, {}, {"dataset": "owner/folder"}, offline=True)
     assert "could not read the hub data set 'someone/stories' at 0123456789ab, split 'train'" in unreachable
-    assert "Couldn't reach 'someone/stories' on the Hub" in unreachable
-    assert "that the hub can be reached from here" in unreachable
+    assert "HF_HUB_OFFLINE forbids to ask the hub: unset it where the hub can be reached" in unreachable
+    assert not re.search(r"[a-z](Error|Exception|Enabled)\b", unreachable), unreachable  # no name of a library's layer
     # A local folder of the data set's name, which `datasets` would read without a word.
     assert "expected the hub data set 'owner/folder', but a local file or folder has that name" in folder
+
+
+def test_what_a_library_says_of_a_hub_that_does_not_answer_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`datasets` asks five times, for half a minute; this is what it says then."""
+    from harvest import hub as reader
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    for error, reason in (
+        (
+            FileNotFoundError(
+                "Couldn't find any data file at /somewhere/someone/stories. Couldn't find 'someone/stories' on the "
+                "Hugging Face Hub either: LocalEntryNotFoundError: An error happened while trying to locate the file"
+            ),
+            "the hub could not be reached at http://hub.example from this machine: no connection",
+        ),
+        (ConnectionError("Couldn't reach the Hub (SSLError)"), "the hub could not be reached at http://hub.example"),
+        (ValueError("SomeLayerError: Bad split: test. Available splits: ['train']"), "'default': Bad split: test."),
+    ):
+        monkeypatch.setattr(reader, "hub_records", lambda _, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(BadText) as caught:
+            list(reader.hub_texts(HubText.model_validate(HUB | {"config": "default"})))
+        assert reason in str(caught.value)
+        assert not re.search(r"[a-z](Error|Exception|Enabled)\b", str(caught.value))
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
@@ -204,7 +237,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     write(tmp_path / "marked/a.txt", "\ufefftext")
     assert documents(tmp_path / "marked/a.txt") == documents(tmp_path / "plain/a.txt") == [("a.txt", "text")]
     write(tmp_path / "marked/b.jsonl", '\ufeff{"t": "\ufeffone"}\n{"t": "two"}\n')
-    assert documents(tmp_path / "marked/b.jsonl", column="t") == [("b.jsonl:1", "\ufeffone"), ("b.jsonl:2", "two")]
+    assert documents(tmp_path / "marked/b.jsonl", column="t") == [("b.jsonl", "\ufeffone"), ("b.jsonl", "two")]
     write(tmp_path / "marked/inside.txt", "one\ufefftwo")
     assert documents(tmp_path / "marked/inside.txt") == [("inside.txt", "one\ufefftwo")]
 
@@ -227,7 +260,7 @@ def test_a_cache_in_which_the_mark_was_a_token_is_another_cache(tmp_path: Path) 
 def test_a_parquet_file_that_the_machine_does_not_open_is_not_to_be_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
         raise OSError(24, "Too many open files")
 
     path = write_parquet(tmp_path / "a.parquet", {"t": ["one"]})

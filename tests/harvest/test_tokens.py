@@ -1,18 +1,16 @@
 """Packing documents into windows, on words that are tokens, so that every window can be checked by hand."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from harvest.encode import tokenize
-from harvest.tokens import BATCH_DOCUMENTS, TooLittleText, Windows, load_windows, pack, save_windows
-from store.cache.split import is_held_out
+from harvest.tokens import BATCH_DOCUMENTS, TooLittleText, pack
+from tests.harvest.texts import BOS, text_of, word_tokenizer, words
 
-BOS = 9
 SETTINGS: dict[str, Any] = {
     "bos_token_id": BOS,
     "vocab_size": 64,
@@ -20,40 +18,26 @@ SETTINGS: dict[str, Any] = {
     "num_sequences": 3,
     "num_held_out_sequences": 1,
     "held_out_fraction": 0.5,
-    "on_progress": lambda num_windows: None,
 }
 
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    """Words w10, w11, ... are the tokens 10, 11, ...; BOS is added unless one asks for no special tokens."""
-    vocabulary = {"<bos>": BOS, "<unk>": 0} | {f"w{number}": number for number in range(10, 64)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.add_special_tokens(["<bos>"])
-    words.encode_special_tokens = True
-    return words
-
-
-def document(*numbers: int, held_out: bool = False) -> tuple[str, str]:
-    """A document of the tokens `numbers`; spaces at its end, which are no tokens, put it on the wanted side."""
-    words = " ".join(f"w{number}" for number in numbers)
-    texts = (words + " " * spaces for spaces in range(100))
-    return "name", next(text for text in texts if is_held_out(text, fraction=0.5) == held_out)
+    return word_tokenizer()
 
 
 EXAMPLE = [
-    document(10, 11, 12),
-    document(50, held_out=True),
-    document(),
-    document(13),
-    document(51, 52, held_out=True),
-    document(14, 15, 16, 17, 18),
+    words(10, 11, 12),
+    words(50, held_out=True),
+    words(),
+    words(13),
+    words(51, 52, held_out=True),
+    words(14, 15, 16, 17, 18),
 ]
 
 
 def test_documents_are_joined_end_to_end_and_cut_into_windows_behind_bos(tokenizer: Tokenizer) -> None:
-    windows = pack(EXAMPLE, tokenizer, **SETTINGS)
+    windows = pack(text_of(EXAMPLE), tokenizer, **SETTINGS)
     # The training stream is 10 11 12 | 13 | 14 15 16 17 18, the held-out one 50 | 51 52.
     assert windows.training.tolist() == [[BOS, 10, 11], [BOS, 12, 13], [BOS, 14, 15]]
     assert windows.held_out.tolist() == [[BOS, 50, 51]]
@@ -61,26 +45,26 @@ def test_documents_are_joined_end_to_end_and_cut_into_windows_behind_bos(tokeniz
 
 
 def test_a_larger_budget_only_appends_windows(tokenizer: Tokenizer) -> None:
-    texts = [document(*range(10 + n, 10 + n + n % 7), held_out=n % 4 == 0) for n in range(40)]
-    largest = pack(texts, tokenizer, **SETTINGS | {"num_sequences": 40, "num_held_out_sequences": 9})
+    texts = [words(*range(10 + n, 10 + n + n % 7), held_out=n % 4 == 0) for n in range(40)]
+    largest = pack(text_of(texts), tokenizer, **SETTINGS | {"num_sequences": 40, "num_held_out_sequences": 9})
     for num_sequences, num_held_out in ((1, 1), (7, 2), (39, 8)):
         counts = {"num_sequences": num_sequences, "num_held_out_sequences": num_held_out}
-        windows = pack(texts, tokenizer, **SETTINGS | counts)
+        windows = pack(text_of(texts), tokenizer, **SETTINGS | counts)
         assert np.array_equal(windows.training, largest.training[:num_sequences])
         assert np.array_equal(windows.held_out, largest.held_out[:num_held_out])
 
 
 def test_the_windows_do_not_depend_on_the_batches_of_documents(tokenizer: Tokenizer) -> None:
-    texts = [document(10 + n % 40, held_out=n % 3 == 0) for n in range(2 * BATCH_DOCUMENTS + 5)]
+    texts = [words(10 + n % 40, held_out=n % 3 == 0) for n in range(2 * BATCH_DOCUMENTS + 5)]
     joined = [n % 40 + 10 for n in range(2 * BATCH_DOCUMENTS + 5) if n % 3]
-    windows = pack(texts, tokenizer, **SETTINGS | {"num_sequences": len(joined) // 2})
+    windows = pack(text_of(texts), tokenizer, **SETTINGS | {"num_sequences": len(joined) // 2})
     assert windows.training[:, 1:].ravel().tolist() == joined[: len(joined) // 2 * 2]
 
 
 def test_a_held_out_document_never_reaches_the_training_windows(tokenizer: Tokenizer) -> None:
     # Tokens below 40 are in training documents only, the others in held-out documents only.
-    texts = [document(10 + n % 30) if n % 2 else document(40 + n % 20, held_out=True) for n in range(300)]
-    windows = pack(texts, tokenizer, **SETTINGS | {"num_sequences": 70, "num_held_out_sequences": 70})
+    texts = [words(10 + n % 30) if n % 2 else words(40 + n % 20, held_out=True) for n in range(300)]
+    windows = pack(text_of(texts), tokenizer, **SETTINGS | {"num_sequences": 70, "num_held_out_sequences": 70})
     assert windows.training[:, 1:].max() < 40
     assert windows.held_out[:, 1:].min() >= 40
 
@@ -88,34 +72,28 @@ def test_a_held_out_document_never_reaches_the_training_windows(tokenizer: Token
 def test_no_more_is_read_than_the_budget_needs(tokenizer: Tokenizer) -> None:
     num_read = 0
 
-    def endless() -> Iterator[tuple[str, str]]:
+    def endless() -> Iterator[str]:
         nonlocal num_read
         while True:
             num_read += 1
-            yield document(10, 11, 12, held_out=num_read % 2 == 0)
+            yield words(10, 11, 12, held_out=num_read % 2 == 0)
 
-    pack(endless(), tokenizer, **SETTINGS)
-    assert num_read == BATCH_DOCUMENTS
+    pack(text_of(endless), tokenizer, **SETTINGS)
+    assert num_read == BATCH_DOCUMENTS + 1  # one more, to know whether the last one is the last
 
 
 def test_text_that_ends_early_says_how_many_rows_it_gives_and_what_to_change(
     tokenizer: Tokenizer,
 ) -> None:
     with pytest.raises(TooLittleText) as caught:
-        pack(EXAMPLE, tokenizer, **SETTINGS | {"num_sequences": 100})
+        pack(text_of(EXAMPLE), tokenizer, **SETTINGS | {"num_sequences": 100})
     assert str(caught.value) == (
         "expected text for 200 training rows (100 sequences) and 1 held-out sequences, got 8 rows (4 sequences) from "
-        "4 training documents and 1 from 2 held-out documents. "
+        "3 training documents and 1 from 2 held-out documents. "
         "Lower harvest.num_rows or give more text"
     )
     with pytest.raises(TooLittleText, match=r"Lower harvest.num_held_out_sequences, raise held_out_fraction"):
-        pack(EXAMPLE, tokenizer, **SETTINGS | {"num_held_out_sequences": 2})
-
-
-def test_the_progress_adds_up_to_all_windows(tokenizer: Tokenizer) -> None:
-    reported: list[int] = []
-    pack(EXAMPLE, tokenizer, **SETTINGS | {"on_progress": reported.append})
-    assert sum(reported) == 3 + 1
+        pack(text_of(EXAMPLE), tokenizer, **SETTINGS | {"num_held_out_sequences": 2})
 
 
 def test_no_special_token_is_added_or_smuggled_in_by_the_text(tokenizer: Tokenizer) -> None:
@@ -128,17 +106,3 @@ def test_no_special_token_is_added_or_smuggled_in_by_the_text(tokenizer: Tokeniz
 def test_a_token_that_the_model_does_not_have_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="token ids below the model's vocabulary of 12, got 12 from the tokenizer"):
         tokenize(["w11 w12"], tokenizer, vocab_size=12)
-
-
-def test_windows_that_were_kept_are_read_back_and_damaged_ones_are_not(tmp_path: Path) -> None:
-    windows = Windows(training=np.arange(12, dtype=np.uint32).reshape(4, 3), held_out=np.ones((2, 3), dtype=np.uint32))
-    assert load_windows(tmp_path / "windows") is None
-    save_windows(tmp_path / "windows", windows)
-    kept = load_windows(tmp_path / "windows")
-    assert kept is not None
-    assert np.array_equal(kept.training, windows.training)
-    assert np.array_equal(kept.held_out, windows.held_out)
-    del kept
-    path = tmp_path / "windows" / "training.npy"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    assert load_windows(tmp_path / "windows") is None

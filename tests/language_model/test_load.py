@@ -1,6 +1,7 @@
 """From names to checkpoints: the embedded model, folders, a hub cache, and what is said when there is none."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -98,9 +99,15 @@ def test_a_model_that_is_nowhere_ends_with_one_message_that_says_what_is_missing
         "HOME": str(tmp_path),
     }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    for part in ("'google/gemma-2-2b' is not on this machine", "the hub could not be reached", "licence", "HF_TOKEN"):
+    unreachable = "the hub could not be reached at http://127.0.0.1:9 from this machine"
+    for part in ("'google/gemma-2-2b' is not on this machine", unreachable, "licence", "HF_TOKEN"):
         assert part in done.stdout
     assert len(done.stdout.strip().splitlines()) == 1
+    environment["HF_HUB_OFFLINE"] = "1"
+    offline = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "HF_HUB_OFFLINE forbids to ask the hub: unset it where the hub can be reached" in offline.stdout
+    for said in (done.stdout, offline.stdout):
+        assert not re.search(r"[a-z](Error|Exception|Enabled)\b", said), said  # no name of a library's layer
 
 
 def test_a_folder_that_lacks_a_part_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:

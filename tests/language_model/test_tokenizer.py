@@ -14,11 +14,12 @@ from language_model.checkpoint import UnusableModel
 from language_model.load import identify
 from language_model.tokenizer import PROBE, load_tokenizer, transformers_tokenizer
 from store.cache.split import is_held_out
+from tests.harvest.texts import text_of
 from tests.language_model.checkpoints import BOS, TOKENIZERS, byte_level, save_model, save_tokenizer
 
 FAMILIES = ("Llama", "Qwen2", "Gemma2", "Olmo2", "Granite")
 CLASSES = ("GPT2Tokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer", "GemmaTokenizer", "PreTrainedTokenizerFast")
-DOCUMENTS = [(str(number), f"{number} {PROBE}\n") for number in range(8)]
+DOCUMENTS = [f"{number} {PROBE}\n" for number in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_every_window_is_tokenizer_jsons_for_every_class_of_tokenizers(models: d
             save_tokenizer(folder, make(), tokenizer_class)
             identity = identify(folder, str(folder), None)
             windows = pack(
-                DOCUMENTS,
+                text_of(DOCUMENTS),
                 load_tokenizer(folder),
                 bos_token_id=identity.bos_token_id,
                 vocab_size=identity.vocab_size,
@@ -42,13 +43,12 @@ def test_every_window_is_tokenizer_jsons_for_every_class_of_tokenizers(models: d
                 num_sequences=20,
                 num_held_out_sequences=4,
                 held_out_fraction=0.4,
-                on_progress=lambda num_windows: None,
             )
             plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
             plain.encode_special_tokens = True
             stream = [
                 id_
-                for _, text in DOCUMENTS
+                for text in DOCUMENTS
                 if not is_held_out(text, fraction=0.4)
                 for id_ in plain.encode(text, add_special_tokens=False).ids
             ]

@@ -533,7 +533,10 @@ def test_groups_of_two_shapes_are_stepped_through_each_batch_of_one_pass(
             {"hook": "blocks.7.hook_resid_post"},
             r"one of the cached hooks blocks.1.hook_resid_post, got blocks.7.hook_resid_post",
         ),
-        ({"batch_rows": 4096}, r"train.batch_rows of at most the 1024 rows of the cache, got 4096. Lower it"),
+        (
+            {"batch_rows": 4096},
+            r"train.batch_rows of at most the 1024 rows of the cache that are trained on, got 4096. Lower it",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_cache_are_refused_before_anything_is_written(
@@ -543,6 +546,24 @@ def test_settings_that_do_not_fit_the_cache_are_refused_before_anything_is_writt
         train_files(five, **change)
     assert not (tmp_path / "models").exists()
     assert not (tmp_path / "scratch").exists()
+
+
+def test_training_on_the_first_rows_is_another_training_and_on_all_of_them_the_same(
+    train_files: Train, five: dict[str, VariantConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = {"baseline": five["baseline"]}
+    whole = train_files(variants)
+    assert train_files(variants, num_rows=None) == whole  # null is no part of what identifies a variant
+    all_rows = load_sae(tmp_path / "models" / "baseline")[1]
+    assert all_rows.num_steps == NUM_STEPS
+    train_files(variants, num_rows=600)  # 9 chunks of 64 rows, twice
+    card = load_sae(tmp_path / "models" / "baseline")[1]
+    assert card.num_steps == 18
+    assert card.key != all_rows.key
+    assert card.scale == all_rows.scale  # of all rows, so that the two can be compared
+    assert "train: 18 steps of 64 rows are few for an SAE" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"expected num_rows between a chunk \(64\) and all 1024 rows .*got 2000"):
+        train_files(variants, num_rows=2000)
 
 
 def test_bad_names_and_no_variants_are_refused_by_the_stage_too(

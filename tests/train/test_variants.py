@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from train.config import VARIANTS, TrainConfig, VariantConfig
 from train.grid import MAX_VARIANTS, Grid, combinations, with_grid
-from train.variants import resolve_variants
+from train.variants import resolve_variants, run_wide
 
 GRID: TypeAdapter[Any] = TypeAdapter(Grid)
 
@@ -32,6 +32,12 @@ def test_a_grid_over_all_variants_crosses_its_values(settings: dict[str, Any], s
     ]  # fmt: skip
     point = variants["adaptive-high-l1-0p25-seed-1"]
     assert (point.l1, point.seed, point.schedule) == (0.25, 1, variants["adaptive-high"].schedule)
+
+
+def test_the_number_of_rows_identifies_a_variant_only_where_it_is_given(settings: dict[str, Any]) -> None:
+    """So artefacts of before there was such a setting are the ones that are asked for without it."""
+    assert "num_rows" not in run_wide(TrainConfig.model_validate(settings | {"num_rows": None}))
+    assert run_wide(TrainConfig.model_validate(settings | {"num_rows": 512}))["num_rows"] == 512
 
 
 def test_the_study_is_one_short_edit(settings: dict[str, Any], section: dict[str, Any]) -> None:

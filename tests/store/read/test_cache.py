@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store.cache.order import EpochPlan
+from store.cache.order import EpochPlan, disk_order
 from store.care.info import describe
 from store.care.verify import verify
 from store.errors import DamagedFile, IncompleteCache
@@ -35,6 +35,23 @@ def test_an_epoch_has_every_row_once_but_for_the_last_incomplete_batch(cache_fol
     row_nbytes = 48 * 2
     rows = [batch[i : i + row_nbytes] for batch in batches for i in range(0, len(batch), row_nbytes)]
     assert Counter(rows) == Counter(row.tobytes() for row in rows_of(HOOKS[0], NUM_SEQUENCES))
+
+
+def test_only_the_first_rows_are_read_in_whole_chunks_where_so_many_are_asked_for(cache_folder: Path) -> None:
+    # 130 rows are 4 chunks of 32: the shard of 96 rows, and the first 32 of the next one as they lie on disk.
+    batches = read_all(cache_folder, num_epochs=1, num_rows=130, batch_rows=16)
+    assert len(batches) == 8
+    row_nbytes = 48 * 2
+    rows = [batch[i : i + row_nbytes] for batch in batches for i in range(0, len(batch), row_nbytes)]
+    all_rows = rows_of(HOOKS[0], NUM_SEQUENCES)
+    expected = np.concatenate([all_rows[:96], all_rows[96:192][disk_order(1, 96)[:32]]])
+    assert Counter(rows) == Counter(row.tobytes() for row in expected)
+    assert read_all(cache_folder, num_rows=NUM_ROWS) == read_all(cache_folder)
+    for wrong in (31, NUM_ROWS + 1):
+        with pytest.raises(
+            ValueError, match=rf"expected num_rows between a chunk \(32\) and all 328 rows .*got {wrong}"
+        ):
+            read_all(cache_folder, num_rows=wrong)
 
 
 def test_epochs_and_seeds_differ_and_repeat(cache_folder: Path) -> None:
