@@ -14,6 +14,9 @@ HARVEST_VERSION = CodeVersion(
         "harvest/inputs.py",
         "harvest/interleave.py",
         "harvest/moments.py",
+        "harvest/dispatch.py",
+        "harvest/partitions.py",
+        "harvest/reuse.py",
         "harvest/run.py",
         "harvest/shards.py",
         "harvest/text.py",
@@ -32,6 +35,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="27dd2b7a398bc0006da1cb3ce7faaa20cef9ec95b6ba8dd768ff3f6009b72260",
+    code_sha256="30e989678a27370aef9a106fd2339c02b141486cf626ccb1bc1ae3ec3a501b10",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -403,7 +403,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="43cbb9455a396bf9f8fba733d2c3cebefe7364f123cb083309a4f1ef52d2d5b9",
+        code_sha256="6a2753e6b3514ad5bb1ab0221a79c6193cc54bf7609810e748e179d74844580a",
     ),
     metrics={
         "explained_variance": "higher",

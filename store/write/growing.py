@@ -60,7 +60,8 @@ class GrowingCache:
         self._taken: dict[tuple[Split, int], dict[str, TakenRows]] = dict(taken or {})
         self._records: dict[Path, tuple[list[int], ShardRecord]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder, token=self._token)
+        if not isinstance(lease, SharedLease):  # the holder has done so
+            clear_leftovers(folder, token=self._token)
         if not (folder / SPEC_FILE).exists():
             write_record_file(folder / SPEC_FILE, spec, token=self._token)
 

@@ -51,8 +51,9 @@ class KnownDigests:
         """Writes what is known, if that is possible."""
         with self._lock:
             kept = dict(list(self._known.items())[-_NUM_KEPT:])
-        with contextlib.suppress(OSError, StoreError):
-            write_json(self._file, {"digests": kept})
+        if kept:
+            with contextlib.suppress(OSError, StoreError):
+                write_json(self._file, {"digests": kept})
 
     def _keep(self, key: str, state: list[int], sha256: str) -> None:
         # A change within the clock's steps would go unseen.

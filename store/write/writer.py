@@ -72,6 +72,10 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         self._pipeline = ShardPipeline(
             num_threads=num_threads or os.cpu_count() or 1, max_pending_bytes=max_pending_bytes
         )
+        self.raw_bytes = 0
+        """Of the rows that were committed here, as plain bfloat16."""
+        self.stored_bytes = 0
+        """Of the same rows in their files."""
 
     def __exit__(self, *_error: object) -> None:
         self.close()
@@ -121,6 +125,10 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
             check_rows(values)
         nbytes = 2 * num_rows * self.spec.model.d_model * len(rows)
         return self._pipeline.submit(nbytes, lambda: self._commit(shard, split, tokens, rows, sums))
+
+    def wait(self) -> None:
+        """Waits until all that was submitted is committed; raises the first error."""
+        self._pipeline.wait()
 
     def finish(self, *, text_account: TextAccount | None = None) -> Manifest:
         """Waits for submitted shards; writes the metadata and, last, the manifest. All shards must be there.
@@ -186,6 +194,8 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         }
         _check_sums(summed.result(), rows, shard=shard)
         new = {hook: TakenRows(file, summed.result()[hook], of_tokens) for hook, file in files.items()}
+        self.raw_bytes += 2 * sum(values.shape[0] * values.shape[1] for values in rows.values())
+        self.stored_bytes += sum(file.nbytes for file in files.values())
         self._write_record(shard, split, of_tokens, self._taken.get((split, shard), {}) | new)
 
     def _shard_parts(self, rows: Rows | Tensor, order: Numbers) -> Iterator[bytes | memoryview]:
