@@ -40,7 +40,7 @@ def language_model(arguments: argparse.Namespace) -> None:
     """Check every setting in params.yaml and that the language model is at hand; record which one it is."""
     from harvest.estimate import check_model_fits
     from harvest.files import check_text
-    from language_model.load import identify, max_positions, resolve
+    from language_model.load import identify, resolve
     from params import load_params
     from store.atomic import write_json
     from store.replace import check_writable
@@ -50,7 +50,7 @@ def language_model(arguments: argparse.Namespace) -> None:
     check_text(params.profile.harvest.text)
     folder = resolve(settings.name, settings.revision)
     identity = identify(folder, settings.name, settings.revision)
-    check_model_fits(params.profile.harvest, identity, max_positions=max_positions(folder))
+    check_model_fits(params.profile.harvest, identity, folder=folder)
     for output in (ACTIVATIONS, MODELS, RESULTS, REPORTS):
         check_writable(output)
     write_json(LANGUAGE_MODEL_FILE, identity)

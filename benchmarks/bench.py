@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harvest.activations import cut_model, harvest_rows
+from harvest.activations import harvest_rows, load_cut_model
 from harvest.moments import shard_sums
 from harvest.text import open_text
 from harvest.text_config import StandardLibraryText
 from harvest.tokens import pack
-from language_model.load import identify, load_model, resolve
+from language_model.load import identify, resolve
 from language_model.tokenizer import load_tokenizer
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS
@@ -66,10 +66,10 @@ def embedded_rows(num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]
     )
     import torch
 
-    model = cut_model(load_model(folder, dtype=torch.float32, device="cpu"), (HOOK,))
+    model = load_cut_model(folder, (HOOK,), dtype=torch.float32, device="cpu")
     rows = harvest_rows(
-        model, windows.training, d_model=identity.d_model, batch_sequences=32, device="cpu",
-        on_progress=lambda _: None,
+        model, windows.training, d_model=identity.d_model, rows_per_sequence=CONTEXT - 1, batch_sequences=32,
+        device="cpu", on_progress=lambda _: None,
     )  # fmt: skip
     return windows.training, rows[HOOK]
 

@@ -1,12 +1,12 @@
 """Activations of several hooks in one forward pass that ends at the deepest of them.
 
-B sequences in a forward pass, C context length, N rows = B * (C - 1), d d_model.
+B sequences in a forward pass, C context length, K rows of a sequence, N rows = B * K, d d_model.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from language_model.families import GEMMA
+from language_model.families import Family
 from language_model.hooks import Hook, parse_hook
-from language_model.structure import decoder_layers
+from language_model.load import load_decoder
+from language_model.sites import Visit, attach
+from language_model.structure import decoder_layers, family_of
 
 
 @dataclass(frozen=True)
@@ -25,52 +27,73 @@ class CutModel:
 
     decoder: nn.Module
     layers: nn.ModuleList
+    family: Family
     hooks: dict[str, Hook]
     """By name, in the order asked for."""
 
 
+def load_cut_model(folder: Path, hooks: Sequence[str], *, dtype: torch.dtype, device: str) -> CutModel:
+    """The model of a checkpoint folder up to its deepest hook; what lies behind is not read from the files."""
+    num_layers = max(parse_hook(hook).num_layers_needed for hook in hooks)
+    return cut_model(load_decoder(folder, num_layers=num_layers, dtype=dtype, device=device), hooks)
+
+
 def cut_model(model: PreTrainedModel, hooks: Sequence[str]) -> CutModel:
-    """Takes off what lies behind the deepest hook: deeper layers, final norm and head.
+    """Takes off what lies behind the deepest hook: deeper layers, the deepest one's MLP, final norm and head.
 
     Changes `model` in place, so that the memory of the deeper layers is freed. Raises ValueError where the model has
     no such layers.
     """
-    decoder, names, layers = model.base_model, GEMMA, decoder_layers(model)
+    decoder, family, layers = model.base_model, family_of(model), decoder_layers(model)
     parsed = {hook: parse_hook(hook) for hook in hooks}
-    deepest = max(parsed, key=lambda hook: parsed[hook].layer)
-    num_kept = parsed[deepest].layer + 1
+    deepest = max(parsed, key=lambda hook: parsed[hook].num_layers_needed)
+    num_kept = parsed[deepest].num_layers_needed
     if num_kept > len(layers):
         raise ValueError(
             f"expected hooks at layers 0 to {len(layers) - 1} of this model, got {deepest!r}. Correct harvest.hooks"
         )
     kept = layers[:num_kept]
-    setattr(decoder, names.layers, kept)
-    setattr(decoder, names.final_norm, nn.Identity())
-    return CutModel(decoder=decoder, layers=kept, hooks=parsed)
+    if not any(_needs_mlp(hook, num_kept) for hook in parsed.values()):
+        setattr(kept[-1], family.mlp, nn.Identity())
+    setattr(decoder, family.layers, kept)
+    setattr(decoder, family.final_norm, nn.Identity())
+    return CutModel(decoder=decoder, layers=kept, family=family, hooks=parsed)
+
+
+def _needs_mlp(hook: Hook, num_kept: int) -> bool:
+    """Whether a hook's activations depend on the MLP of the last of `num_kept` layers."""
+    if hook.site == "resid_pre":
+        return hook.layer == num_kept  # what the last layer gives
+    return hook.layer == num_kept - 1 and hook.site != "attn_out"
 
 
 @torch.inference_mode()
 def hidden_states(model: CutModel, tokens: Tensor) -> dict[str, Tensor]:
-    """The residual stream (B, C, d) at each hook, as computed, for `tokens` (B, C) int64 without padding."""
+    """The activations (B, C, d) at each hook, as computed, for `tokens` (B, C) int64 without padding."""
     states: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for name, hook in model.hooks.items():
-            handle = model.layers[hook.layer].register_forward_hook(_keep(states, name))
-            stack.callback(handle.remove)
+            layer, site = hook
+            if site == "resid_pre" and layer == len(model.layers):
+                layer, site = layer - 1, "resid_post"  # the layer itself was taken off
+            stack.callback(attach(model.layers[layer], site, model.family, _keep(states, name)).remove)
         model.decoder(input_ids=tokens, use_cache=False)
     return states
 
 
-def _keep(states: dict[str, Tensor], hook: str) -> Callable[[nn.Module, Any, Any], None]:
-    def keep(_layer: nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401 - torch's signature
-        states[hook] = output[0] if isinstance(output, tuple) else output
+def _keep(states: dict[str, Tensor], hook: str) -> Visit:
+    def keep(activations: Tensor) -> None:
+        states[hook] = activations
 
     return keep
 
 
-def stored_rows(states: Tensor) -> Tensor:
-    """Bit patterns (N, d) uint16 of `states` (B, C, d), rounded to the nearest bfloat16 (ties to even), without BOS."""
-    return states[:, 1:].flatten(end_dim=1).to(torch.bfloat16).view(torch.uint16)
+def stored_rows(states: Tensor, *, rows_per_sequence: int) -> Tensor:
+    """Bit patterns (N, d) uint16 of the last K positions of `states` (B, C, d), rounded to the nearest bfloat16.
+
+    Ties go to even. The first C - K positions of a sequence have no row.
+    """
+    return states[:, states.shape[1] - rows_per_sequence :].flatten(end_dim=1).to(torch.bfloat16).view(torch.uint16)
 
 
 def harvest_rows(
@@ -78,16 +101,16 @@ def harvest_rows(
     windows: NDArray[np.uint32],
     *,
     d_model: int,
+    rows_per_sequence: int,
     batch_sequences: int,
     device: str,
     on_progress: Callable[[int], object],
 ) -> dict[str, NDArray[np.uint16]]:
-    """Rows (sequences * (C - 1), d) of every hook for `windows` (sequences, C), in sequence order.
+    """Rows (sequences * K, d) of every hook for `windows` (sequences, C), in sequence order; K is `rows_per_sequence`.
 
     Batches begin at the first window, so that a shard's bytes depend on its own windows only. `on_progress` is given
     the number of rows of every batch.
     """
-    rows_per_sequence = windows.shape[1] - 1
     on_gpu = torch.device(device).type == "cuda"
     # Pinned memory lets a copy run behind the next forward pass; torch keeps it and hands it out for the next shard.
     rows = {
@@ -99,7 +122,7 @@ def harvest_rows(
         states = hidden_states(model, torch.from_numpy(batch.astype(np.int64)).to(device))
         place = slice(start * rows_per_sequence, (start + len(batch)) * rows_per_sequence)
         for hook in model.hooks:
-            rows[hook][place].copy_(stored_rows(states[hook]), non_blocking=True)
+            rows[hook][place].copy_(stored_rows(states[hook], rows_per_sequence=rows_per_sequence), non_blocking=True)
         on_progress(len(batch) * rows_per_sequence)
     if on_gpu:
         torch.cuda.synchronize(device)

@@ -100,6 +100,7 @@ def _time_model(
             model,
             batch,
             d_model=spec.model.d_model,
+            rows_per_sequence=spec.rows_per_sequence,
             batch_sequences=min(number, spec.forward_batch_sequences),
             device=device,
             on_progress=lambda _: None,

@@ -9,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from compute.progress import counting_layers, phase
-from harvest.activations import CutModel, cut_model, harvest_rows
+from harvest.activations import CutModel, harvest_rows, load_cut_model
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
 from harvest.streams import Tokens
 from harvest.tokens import separator_id
 from harvest.windows import WindowSource
-from language_model.load import load_model
 from language_model.tokenizer import load_tokenizer
 from store.cache.moments import ShardSums
 from store.cache.spec import CacheSpec
@@ -72,8 +71,7 @@ def window_source(saved: Path, inputs: Inputs, config: HarvestConfig) -> WindowS
 def load_cut(folder: Path, spec: CacheSpec, hooks: Sequence[str], *, device: str) -> CutModel:
     """The language model up to the deepest of the hooks."""
     with phase("harvest", f"loading the language model {spec.model.name}"):
-        whole = load_model(folder, dtype=getattr(torch, spec.compute_dtype), device=device)
-        return cut_model(whole, hooks)
+        return load_cut_model(folder, hooks, dtype=getattr(torch, spec.compute_dtype), device=device)
 
 
 def harvest_shards(
@@ -116,18 +114,24 @@ def harvest_shards(
                 model,
                 tokens,
                 d_model=spec.model.d_model,
+                rows_per_sequence=spec.rows_per_sequence,
                 batch_sequences=spec.forward_batch_sequences,
                 device=device,
                 on_progress=finished,
             )
             rows = {hook: computed[hook] for hook in hooks}
-            first = shard * spec.sequences_per_shard
-            sums = functools.partial(_sums, rows, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
+            sums = functools.partial(_sums, rows, spec=spec, first_sequence=shard * spec.sequences_per_shard)
             writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
 
 
-def _sums(rows: dict[str, NDArray[np.uint16]], *, first_sequence: int, rows_per_sequence: int) -> dict[str, ShardSums]:
+def _sums(rows: dict[str, NDArray[np.uint16]], *, spec: CacheSpec, first_sequence: int) -> dict[str, ShardSums]:
     return {
-        hook: shard_sums(values, hook=hook, first_sequence=first_sequence, rows_per_sequence=rows_per_sequence)
+        hook: shard_sums(
+            values,
+            hook=hook,
+            first_sequence=first_sequence,
+            rows_per_sequence=spec.rows_per_sequence,
+            first_position=spec.num_excluded_positions,
+        )
         for hook, values in rows.items()
     }

@@ -27,6 +27,7 @@ HARVEST_VERSION = CodeVersion(
         "language_model/families.py",
         "language_model/hooks.py",
         "language_model/load.py",
+        "language_model/sites.py",
         "language_model/special_tokens.py",
         "language_model/standard_library.py",
         "language_model/structure.py",
@@ -35,6 +36,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="30e989678a27370aef9a106fd2339c02b141486cf626ccb1bc1ae3ec3a501b10",
+    code_sha256="d616eaabd9205d9b745c5a20e34ced9bab8533fbaaefa2a266edb6dbb6a41412",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

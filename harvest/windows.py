@@ -222,9 +222,10 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         packer = Packer(
             self._text,
             tokenizer,
-            bos_token_id=self._spec.model.bos_token_id,
+            bos_token_id=self._spec.window_bos,
             vocab_size=self._spec.model.vocab_size,
             context_length=self._spec.context_length,
+            rows_per_window=self._spec.rows_per_sequence,
             num_windows=self._num_windows,
             windows_per_shard=self._spec.sequences_per_shard,
             held_out_fraction=self._spec.held_out_fraction,
@@ -252,8 +253,8 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             return None
         for split in SPLITS:
             num_tokens = state.streams[split].num_tokens
-            per_shard = self._spec.sequences_per_shard * self._spec.rows_per_sequence
-            is_full = num_tokens == self._num_windows[split] * self._spec.rows_per_sequence
+            per_shard = self._spec.sequences_per_shard * self._spec.text_tokens_per_sequence
+            is_full = num_tokens == self._num_windows[split] * self._spec.text_tokens_per_sequence
             num_shards = self._spec.num_shards(self._num_windows[split]) if is_full else num_tokens // per_shard
             if any(self._read(split, shard) is None for shard in range(num_shards)):
                 return None

@@ -359,7 +359,7 @@ def test_a_mixture_is_harvested_by_its_weights_in_characters(workplace: Workplac
         {"kind": "files", "paths": [str(tmp_path / "hens.jsonl")], "column": "text", "weight": 3.0},
         {"kind": "files", "paths": [str(tmp_path / "eggs.jsonl")], "column": "text", "shuffle": {"seed": 0}},
     ]
-    manifest = workplace.harvest(text={"kind": "mixture", "sources": sources}, num_rows=1500 * 7)
+    manifest = workplace.harvest(text={"kind": "mixture", "sources": sources}, num_rows=400 * 7)
     assert manifest.text_account is not None
     hens, eggs = manifest.text_account.parts
     assert (hens.name, hens.source, eggs.name, eggs.source) == ("hens.jsonl", 0, "eggs.jsonl", 1)
@@ -381,7 +381,7 @@ def test_with_no_shard_missing_no_text_is_read(workplace: Workplace, monkeypatch
     workplace.harvest()
     before = tree(workplace.output)
     monkeypatch.setattr("harvest.shards.load_tokenizer", lambda _: pytest.fail("text is tokenized"))
-    monkeypatch.setattr("harvest.shards.load_model", lambda *_, **__: pytest.fail("the language model is loaded"))
+    monkeypatch.setattr("harvest.shards.load_cut_model", lambda *_, **__: pytest.fail("the language model is loaded"))
     workplace.harvest()
     assert tree(workplace.output) == before
 
