@@ -4,7 +4,8 @@
 
 Storing costs one harvest and a reading for each training (or epoch); not storing costs a forward pass for each. With
 
-    harvest = max(forward, encoding, writing)    read = max(decoding, reading)    break-even = harvest / (forward - read)
+    harvest = max(forward, encoding, writing)    read = max(decoding, reading)
+    break-even = harvest / (forward - read), rounded up to a whole number above it
 
 The measured part is the probe of `pipeline.py harvest --estimate` on the embedded model, on this machine. The computed
 part puts stated figures of other machines and of google/gemma-2-2b into the same formula; nothing of it was run.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from compute.progress import counting_layers, phase
-from harvest.activations import CutModel, harvest_rows, load_cut_model
+from harvest.activations import CutModel, PendingRows, load_cut_model, start_rows
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
@@ -98,10 +98,10 @@ def harvest_shards(
     spec = writer.spec
     per_batch = spec.forward_batch_sequences * spec.rows_per_sequence
     place: ShardPlace = shards[0]
+    behind: tuple[ShardPlace, Tokens, PendingRows] | None = None  # what a GPU computes while the next is prepared
     with counting_layers(model.layers, lambda rows: on_rows(place, rows, False), per_batch=per_batch):
         for place in shards:
             split, shard = place
-            hooks = writer.missing_hooks(shard, split)
             if writer.committed(shard, split) is not None:
                 continue  # by a worker that was thought to be dead
             tokens = windows(split, shard)
@@ -110,7 +110,7 @@ def harvest_shards(
                 on_rows(place, num_rows, True)
                 check()
 
-            computed = harvest_rows(
+            pending = start_rows(
                 model,
                 tokens,
                 d_model=spec.model.d_model,
@@ -119,9 +119,29 @@ def harvest_shards(
                 device=device,
                 on_progress=finished,
             )
-            rows = {hook: computed[hook] for hook in hooks}
-            sums = functools.partial(_sums, rows, spec=spec, first_sequence=shard * spec.sequences_per_shard)
-            writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
+            if behind is not None:
+                _submit(writer, *behind)
+            behind = (place, tokens, pending)
+            if not pending.is_behind:
+                _submit(writer, *behind)
+                behind = None
+        if behind is not None:
+            _submit(writer, *behind)
+
+
+def _submit(writer: CacheWriter, place: ShardPlace, tokens: Tokens, pending: PendingRows) -> None:
+    """Hands a shard over, with the hooks that no other cache gave."""
+    split, shard = place
+    taken = writer.taken_hooks(shard, split)
+    rows = {hook: values for hook, values in pending.result().items() if hook not in taken}
+    first = shard * writer.spec.sequences_per_shard
+    writer.submit_shard(
+        shard,
+        split=split,
+        tokens=tokens,
+        rows=rows,
+        sums=functools.partial(_sums, rows, spec=writer.spec, first_sequence=first),
+    )
 
 
 def _sums(rows: dict[str, NDArray[np.uint16]], *, spec: CacheSpec, first_sequence: int) -> dict[str, ShardSums]:

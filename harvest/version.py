@@ -36,6 +36,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="d616eaabd9205d9b745c5a20e34ced9bab8533fbaaefa2a266edb6dbb6a41412",
+    code_sha256="947c769dec75d7f64513315547533f24845fc4313f4bf78d6219412bac574723",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

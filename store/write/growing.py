@@ -187,6 +187,10 @@ class GrowingCache:
     def _sha256(self, path: Path) -> str:
         return file_sha256(path) if self._known is None else self._known.sha256(path)
 
+    def taken_hooks(self, shard: int, split: Split = "training") -> tuple[str, ...]:
+        """Hooks of a shard that another cache gave."""
+        return tuple(self._taken.get((split, shard), {}))
+
     def _hooks_to_write(self, shard: int, split: Split) -> tuple[str, ...]:
         """Hooks that no other cache gave, whether or not the shard is committed by now."""
         taken = self._taken.get((split, shard), {})
