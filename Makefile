@@ -1,14 +1,14 @@
 # make repro   everything, from a fresh clone to reports/report.html
 # make test    lint, types and tests, from nothing
 # make figure  docs/study.svg, the picture in README.md, from docs/study.json
-# make test-gpu, make test-slow    what `make test` leaves out: tests that need a GPU, or minutes
+# make test-gpu, make test-slow, make test-browser    what `make test` leaves out: tests that need a GPU, minutes, a Chromium
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: repro test figure test-gpu test-slow lint clean
+.PHONY: repro test figure test-gpu test-slow test-browser lint clean
 
 repro: $(VENV)/.installed
 	dvc repro
@@ -25,6 +25,10 @@ test-gpu: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	pytest --numprocesses 2 --dist worksteal -m slow
+
+# The report's pages as people see them. Debian and Ubuntu: apt-get install chromium; CHROMIUM names another program.
+test-browser: $(VENV)/.installed
+	pytest -m browser
 
 lint: $(VENV)/.installed
 	ruff check .

@@ -56,6 +56,12 @@ def parser_of(
         if name == "evaluate":
             command.add_argument("--benchmark", help="only this one, such as core (default: all)")
             command.add_argument(
+                "--check-reference",
+                action="store_true",
+                help="then compare the language model's sparse probing accuracies with the published ones in "
+                "references/; an error where they differ, or are of another language model, hook or settings",
+            )
+            command.add_argument(
                 "--set-up-gib",
                 type=_positive_number,
                 default=_environment("PIPELINE_SET_UP_GIB", "20"),
@@ -63,6 +69,7 @@ def parser_of(
                 "PIPELINE_SET_UP_GIB)",
             )
             _add_scheduler_flag(command, "measure")
+            _add_judge_flags(command)
     command = commands.add_parser(export.__name__, help=export.__doc__, description=export.__doc__)
     command.set_defaults(run=export)
     command.add_argument("variants", nargs="*", metavar="VARIANT", help="names of variants (default: all)")
@@ -198,6 +205,26 @@ def _add_train_flags(command: argparse.ArgumentParser) -> None:
         default=_environment("PIPELINE_WANDB"),
         help="also log to this Weights & Biases project (environment: PIPELINE_WANDB)",
     )
+
+
+def _add_judge_flags(command: argparse.ArgumentParser) -> None:
+    """What a judge may cost; none of it changes a result. Its address and key are in OPENAI_BASE_URL and _API_KEY."""
+    flags: tuple[tuple[str, Callable[[str], float], str], ...] = (
+        ("max-requests", _positive, "the most requests that autointerp may send to a judge, of all runs together"),
+        ("max-tokens", _positive, "the most tokens, in and out"),
+        ("max-cost", _positive_number, "the most money, in the currency of the prices"),
+        ("input-price", _positive_number, "of a million tokens that a judge reads, for the estimate and the limit"),
+        ("output-price", _positive_number, "of a million tokens that it writes"),
+    )
+    for name, kind, meaning in flags:
+        variable = "PIPELINE_JUDGE_" + name.upper().replace("-", "_")
+        command.add_argument(
+            f"--judge-{name}",
+            type=kind,
+            metavar="N",
+            default=_environment(variable),
+            help=f"{meaning} (none; environment: {variable})",
+        )
 
 
 def _add_scheduler_flag(command: argparse._ActionsContainer, verb: str) -> None:

@@ -19,6 +19,7 @@ from language_model.config import LanguageModelConfig
 from store.record import Record
 from train.config import TrainConfig, VariantConfig, Variants
 from train.grid import Combination, Grid, combinations, with_grid
+from train.sparsity import FORMS
 
 REFERENCE_VARIANT = "baseline"
 
@@ -189,7 +190,8 @@ def _explain(error: ValidationError, path: Path, prefix: tuple[str, ...], record
 def _walk(record: type[Record], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
     """The keys along a mistake's location as the file spells them, and the keys known where it ends.
 
-    pydantic's locations also hold the kind that chose a record, and a marker for mistakes in keys; the file does not.
+    pydantic's locations also hold the kind that chose a record, the form of a sparsity coefficient, and a marker for
+    mistakes in keys; the file does not.
     """
     spelled: list[str] = []
     records: list[Any] = [record]
@@ -198,7 +200,7 @@ def _walk(record: type[Record], location: tuple[int | str, ...]) -> tuple[list[s
         chosen = [
             r for r in records if "kind" in r.model_fields and part in get_args(r.model_fields["kind"].annotation)
         ]
-        if part == "[key]":
+        if part == "[key]" or (part in FORMS and spelled[-1:] in (["l1"], ["l0"])):
             continue
         if chosen:
             records = chosen

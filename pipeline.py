@@ -34,6 +34,7 @@ SET_UPS = DATA / ".evaluation"
 MODELS = Path("models")
 RESULTS = Path("results")
 REPORTS = Path("reports")
+REFERENCES = Path("references")
 
 
 def language_model(arguments: argparse.Namespace) -> None:
@@ -138,9 +139,18 @@ def export(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure the trained variants with one benchmark, or with all."""
     from evaluate.benchmarks.registry import BENCHMARKS
+    from evaluate.judge.limits import JudgeLimits
     from evaluate.run import run
     from params import load_params
     from store.replace import check_settled
+
+    judge_limits = JudgeLimits(
+        max_requests=arguments.judge_max_requests,
+        max_tokens=arguments.judge_max_tokens,
+        max_cost=arguments.judge_max_cost,
+        input_price=arguments.judge_input_price,
+        output_price=arguments.judge_output_price,
+    )
 
     check_settled(MODELS)
     profile = load_params(arguments.params).profile
@@ -158,7 +168,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
             device=_device(arguments.device),
             reuse=not arguments.no_reuse,
             scheduler=arguments.scheduler,
+            judge_limits=judge_limits,
         )
+    if arguments.check_reference:
+        from evaluate.reference_check import check_references
+        from store.cache.manifest import load_manifest
+        from store.files.open import open_files
+
+        manifest = load_manifest(open_files(_cache_place(arguments)))
+        print(*check_references(REFERENCES, results_folder=RESULTS / "sparse_probing", manifest=manifest), sep="\n")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -177,6 +195,7 @@ def report(arguments: argparse.Namespace) -> None:
         results_folder=RESULTS,
         cache=_cache_place(arguments),
         output=REPORTS,
+        references=REFERENCES,
     )
     print(f"The report is {page}")
 

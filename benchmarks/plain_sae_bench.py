@@ -4,6 +4,13 @@ The peer of benchmarks/evaluate_sweep.py, and what tests compare our numbers wit
 each SAE, as sae-bench's `run_eval` does once per call.
 """
 
+import contextlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +18,17 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sae_bench.evals.autointerp.eval_config import AutoInterpEvalConfig
+from sae_bench.evals.autointerp.main import run_eval_single_sae
 from sae_bench.evals.core.eval_config import CoreEvalConfig
 from sae_bench.evals.core.main import run_evals
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
+from evaluate.benchmarks.autointerp import AutoInterpConfig
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.core import CoreConfig
+from evaluate.judge.lexical import LexicalBaseline
 from evaluate.sae_bench import StoredSAE, to_sae_bench
 from store.sae.artefact import load_sae
 
@@ -89,3 +100,57 @@ def run_core(context: BenchmarkContext, config: CoreConfig, folder: Path) -> dic
         num_sparsity_sequences=config.num_sparsity_sequences, batch_sequences=config.batch_sequences,
         ignored=context.language_model.ignored_token_ids,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def lexical_server() -> Iterator[str]:
+    """The address of a server on this machine where the lexical baseline answers in OpenAI's protocol."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = LexicalBaseline().reply(asked["messages"], max_tokens=asked["max_tokens"])
+            message = {"role": "assistant", "content": text}
+            choice = {"index": 0, "finish_reason": "stop", "message": message}
+            fields = {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"]}
+            body = json.dumps(fields | {"choices": [choice]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Prints nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def run_autointerp(context: BenchmarkContext, config: AutoInterpConfig, folder: Path) -> dict[int, float]:
+    """`autointerp` of the SAE in `folder`: its two passes of the language model, its client, and a judge behind HTTP.
+
+    The judge is the lexical baseline on this machine. Latents are those that sae-bench chooses.
+    """
+    weights, card = load_sae(folder)
+    sae = to_sae_bench(weights, card, device=context.device)
+    tokens = torch.from_numpy(context.held_out.astype(np.int64))
+    with tempfile.TemporaryDirectory() as artifacts, lexical_server() as base_url:
+        os.environ["OPENAI_BASE_URL"] = base_url
+        torch.save(tokens, Path(artifacts) / f"any_{tokens.numel()}_tokens_{tokens.shape[1]}_ctx.pt")
+        found = run_eval_single_sae(
+            AutoInterpEvalConfig(
+                model_name="any", n_latents=config.num_latents, llm_context_size=tokens.shape[1],
+                llm_batch_size=config.batch_sequences, llm_dtype="float32", total_tokens=tokens.numel(),
+            ),
+            sae, context.language_model.hooked, str(context.device), artifacts, "no-key",
+        )  # fmt: skip
+    torch.set_grad_enabled(True)
+    return {latent: entry["score"] for latent, entry in found.items()}

@@ -4,9 +4,11 @@ Workers see the same folders under the same paths. A task that loses its worker 
 it continues there is up to what it left in its folders.
 """
 
+import asyncio
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,10 @@ from compute.stop import StopRequest, stop_on_signals
 
 CONNECT_SECONDS = 15.0
 WAIT_FOR_WORKERS_SECONDS = 300.0
+LOST_WORKER_SECONDS = 120.0
+"""A worker of this machine may be gone for so long: a busy machine needs a while to restart one."""
+DEAD_WORKER_SECONDS = 5.0
+"""One that has no process for so long will have none."""
 _LOOK_EVERY_SECONDS = 2.0
 _LOOK_FOR_WORKERS_SECONDS = 0.2
 
@@ -61,18 +67,51 @@ def local_cluster(num_workers: int, *, scratch: Path) -> Iterator[str]:
         num_workers: processes, named 0, 1, ...
         scratch: for Dask's own files.
     """
+    import dask
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=num_workers,
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=0,
-        dashboard_address=None,
-        local_directory=str(scratch),
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_WORKER_SECONDS:g}s"}),
+        LocalCluster(
+            n_workers=num_workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address=None,
+            local_directory=str(scratch),
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        _replacing(cluster, num_workers),
+    ):
         yield cluster.scheduler_address
+
+
+@contextlib.contextmanager
+def _replacing(cluster: Any, num_workers: int) -> Iterator[None]:  # noqa: ANN401 - distributed has no types
+    """Keeps the number of workers. Dask restarts one that dies, but gives up one that dies while it starts."""
+    ended = threading.Event()
+    dead_since: dict[Any, float] = {}
+
+    def replace() -> None:  # in the cluster's own thread
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.process is not None and nanny.process.is_alive():
+                dead_since.pop(nanny, None)
+            elif time.monotonic() - dead_since.setdefault(nanny, time.monotonic()) > DEAD_WORKER_SECONDS:
+                del cluster.workers[name]
+                asyncio.ensure_future(nanny.close())  # noqa: RUF006 - it needs nothing of it
+        cluster.scale(num_workers)
+
+    def repeat() -> None:
+        while not ended.wait(_LOOK_EVERY_SECONDS):
+            cluster.loop.add_callback(replace)
+
+    thread = threading.Thread(target=repeat, name="replace-workers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def worker_name() -> str | int | None:
@@ -144,8 +183,8 @@ def run_on_workers(
     with stop_on_signals() as request:
         try:
             while running or (waiting and stopped is None):
-                workers = workers_of(client) if waiting or not running else []
-                seen_workers = time.monotonic() if workers or running else seen_workers
+                workers = workers_of(client)
+                seen_workers = time.monotonic() if workers else seen_workers
                 if time.monotonic() - seen_workers > WAIT_FOR_WORKERS_SECONDS:
                     raise ValueError(
                         f"expected workers, found none for {WAIT_FOR_WORKERS_SECONDS:g} s. Start some, and run the "

@@ -1,12 +1,14 @@
 """The language model as benchmarks use it: behind TransformerLens's names, as Hugging Face's, with its tokenizer."""
 
+import functools
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from language_model.load import load_bridge, load_model
+from language_model.load import load_bridge, load_model, max_positions
 from language_model.special_tokens import special_tokens
 from language_model.tokenizer import transformers_tokenizer
 
@@ -48,6 +50,11 @@ class LoadedModel:
         """BOS, EOS and padding: positions that SAEs were not trained on and that no metric counts."""
         return special_tokens(self.folder).ignored
 
+    @cached_property
+    def max_positions(self) -> int:
+        """The longest sequence, in tokens, that the model can read."""
+        return max_positions(self.folder)
+
     def tokenizer(self) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
         """A tokenizer of one's own: some libraries change the one that they are given."""
         return transformers_tokenizer(self.folder)
@@ -55,7 +62,14 @@ class LoadedModel:
 
 def hooked(bridge: Any) -> Any:  # noqa: ANN401 - a TransformerBridge, or what stands for one
     """`bridge` as an instance of HookedTransformer in the eyes of isinstance; everything is passed on to it."""
+    return hooked_later(lambda: bridge)
+
+
+def hooked_later(load: Callable[[], Any]) -> Any:  # noqa: ANN401 - a TransformerBridge, or what stands for one
+    """The same of a model that is loaded when something is first asked of it."""
     from transformer_lens import HookedTransformer
+
+    loaded = functools.cache(load)
 
     class Hooked:
         @property
@@ -66,13 +80,13 @@ def hooked(bridge: Any) -> Any:  # noqa: ANN401 - a TransformerBridge, or what s
         def __class__(self, value: type) -> None:
             raise TypeError(f"expected the class to stay, got {value}")
 
-        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the bridge has
-            return getattr(bridge, name)
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
+            return getattr(loaded(), name)
 
         def __setattr__(self, name: str, value: object) -> None:
-            setattr(bridge, name, value)
+            setattr(loaded(), name, value)
 
         def __call__(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - passed on as they are
-            return bridge(*arguments, **keywords)
+            return loaded()(*arguments, **keywords)
 
     return Hooked()

@@ -1,23 +1,29 @@
 """The files that a benchmark leaves: results/<benchmark>/<variant>.json for each variant, format "result/2".
 
-Where a benchmark did not run, `_not_run.json` says why and what to do; no variant has such a name.
+What is too much for JSON is in <variant>.safetensors beside it, which is written first. Where a benchmark did not run,
+`_not_run.json` says why and what to do; no variant has such a name.
 """
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError, model_validator
 
 from evaluate.benchmarks.benchmark import Benchmark, Measurement, NotRun
 from evaluate.benchmarks.registry import BENCHMARKS, wrong_metrics
-from store.atomic import read_json, write_json
+from store.atomic import file_sha256, read_json, write_bytes, write_json
 from store.errors import DamagedFile, StoreError
 from store.identity import Count
 from store.record import Record, digest
 
 FORMAT = "result/2"
 NOT_RUN_FILE = "_not_run.json"
+ARRAYS_SUFFIX = ".safetensors"
 
 
 class BenchmarkResult(Record):
@@ -38,6 +44,8 @@ class BenchmarkResult(Record):
     remarks: list[str]
     """Sentences about what is no score."""
     details: dict[str, JsonValue]
+    arrays_sha256: str | None = None
+    """Of `<variant>.safetensors`, where there is one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -62,10 +70,19 @@ class BenchmarkResult(Record):
         return numbers
 
 
+def arrays_bytes(measurement: Measurement) -> bytes | None:
+    """The arrays of a measurement as the bytes of their file; None where it has none."""
+    return safetensors.numpy.save(dict(measurement.arrays)) if measurement.arrays else None
+
+
 def make_result(
-    benchmark: Benchmark, variant: str, inputs: dict[str, Any], measurement: Measurement
+    benchmark: Benchmark,
+    variant: str,
+    inputs: dict[str, Any],
+    measurement: Measurement,
+    arrays: bytes | None = None,
 ) -> BenchmarkResult:
-    """The record of one measurement."""
+    """The record of one measurement; `arrays` are its `arrays_bytes`."""
     return BenchmarkResult(
         format="result/2",
         benchmark=benchmark.name,
@@ -77,12 +94,38 @@ def make_result(
         standard_errors=measurement.standard_errors,
         remarks=list(measurement.remarks),
         details=measurement.details,
+        arrays_sha256=None if arrays is None else hashlib.sha256(arrays).hexdigest(),
     )
 
 
-def write_result(folder: Path, result: BenchmarkResult) -> None:
-    """Writes `<folder>/<variant>.json` at once and whole."""
+def write_result(folder: Path, result: BenchmarkResult, arrays: bytes | None = None) -> None:
+    """Writes `<folder>/<variant>.json` at once and whole; what it refers to is there before it."""
+    if arrays is not None:
+        write_bytes(arrays_path(folder, result.variant), arrays)
     write_json(result_path(folder, result.variant), result)
+
+
+def read_arrays(folder: Path, result: BenchmarkResult) -> dict[str, NDArray[Any]]:
+    """The arrays beside a result; a DamagedFile where they are missing or not those that it was written with."""
+    path = arrays_path(folder, result.variant)
+    data = path.read_bytes() if path.is_file() else b""
+    got = hashlib.sha256(data).hexdigest() if path.is_file() else "no file"
+    if result.arrays_sha256 is None or got != result.arrays_sha256:
+        raise DamagedFile(
+            f"expected {path} with SHA-256 {result.arrays_sha256}, got {got}. Run `dvc checkout {folder}`, or remove "
+            f"{result_path(folder, result.variant).name} beside it and evaluate again"
+        )
+    try:
+        return safetensors.numpy.load(data)
+    except safetensors.SafetensorError as error:
+        raise DamagedFile(f"expected safetensors in {path}: {error}. Remove it and evaluate again") from error
+
+
+def has_arrays(result: BenchmarkResult, path: Path | None) -> bool:
+    """Whether the file at `path` holds what belongs to the result; true of a result to which nothing belongs."""
+    if result.arrays_sha256 is None:
+        return True
+    return path is not None and path.is_file() and file_sha256(path) == result.arrays_sha256
 
 
 def read_result(path: Path) -> BenchmarkResult:
@@ -137,3 +180,8 @@ def read_not_run(folder: Path) -> NotRun | None:
 def result_path(folder: Path, variant: str) -> Path:
     """Where the result of `variant` lies in a benchmark's folder."""
     return folder / f"{variant}.json"
+
+
+def arrays_path(folder: Path, variant: str) -> Path:
+    """Where the arrays that belong to the result of `variant` lie, if there are any."""
+    return folder / f"{variant}{ARRAYS_SUFFIX}"

@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluate.results import BenchmarkResult, read_result, result_path, write_result
+from evaluate.results import (
+    ARRAYS_SUFFIX,
+    BenchmarkResult,
+    arrays_path,
+    has_arrays,
+    read_result,
+    result_path,
+    write_result,
+)
 from store.atomic import link_or_copy
 from store.care.dvc_versions import earlier_outputs
 from store.errors import StoreError
@@ -22,13 +30,15 @@ def without_result(finished: Path, wanted: Inputs) -> dict[str, dict[str, Any]]:
 
 def remove_outdated(finished: Path, wanted: Inputs) -> None:
     """Removes what an interrupted run left for other settings, other weights or other variants."""
-    for path in finished.iterdir():
-        fits = False
+    kept = set()
+    for path in finished.glob("*.json"):
         with contextlib.suppress(StoreError):
-            fits = path.suffix == ".json" and path.stem in wanted
-            fits = fits and _fits(read_result(path), wanted[path.stem], path.stem)
-        if not fits:
-            path.unlink()
+            if path.stem in wanted and _fits(result := read_result(path), wanted[path.stem], path.stem):
+                arrays = arrays_path(finished, path.stem)
+                if has_arrays(result, arrays):
+                    kept |= {path} if result.arrays_sha256 is None else {path, arrays}
+    for path in set(finished.iterdir()) - kept:
+        path.unlink()
 
 
 def _fits(result: BenchmarkResult, inputs: dict[str, Any], variant: str) -> bool:
@@ -44,12 +54,19 @@ def take_earlier(finished: Path, missing: Inputs, *, output: str) -> None:
     for variant, inputs in missing.items():
         variants_of_key.setdefault(digest(inputs), []).append(variant)
     for earlier in earlier_outputs(output):
-        for path in earlier.values():
+        for name, path in earlier.items():
+            if not name.endswith(".json"):
+                continue
+            arrays = earlier.get(f"{name.removesuffix('.json')}{ARRAYS_SUFFIX}")
             try:
                 result = read_result(path)
             except (StoreError, FileNotFoundError):
                 continue  # not a result of ours: nothing to reuse
-            for variant in variants_of_key.pop(result.key, ()):
+            if result.key not in variants_of_key or not has_arrays(result, arrays):
+                continue
+            for variant in variants_of_key.pop(result.key):
+                if arrays is not None and result.arrays_sha256 is not None:
+                    link_or_copy(arrays, arrays_path(finished, variant))
                 if variant == result.variant:
                     link_or_copy(path, result_path(finished, variant))
                 else:

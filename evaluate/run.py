@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from compute.cluster import connect, refuse_other_software, run_on_workers
 from compute.code_version import tell_if_edited
-from evaluate.benchmarks.benchmark import Benchmark, NotRun
+from evaluate.benchmarks.benchmark import Benchmark, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import settings_of
 from evaluate.dependencies import all_cards, diverged_at, held_out_tokens, result_inputs
+from evaluate.judge.limits import JudgeLimits
 from evaluate.results import result_path, write_not_run
 from evaluate.reuse import remove_outdated, take_earlier, without_result
 from evaluate.task import (
@@ -52,6 +53,7 @@ def run(
     reuse: bool,
     set_up_bytes: int = DEFAULT_SET_UP_BYTES,
     scheduler: str | None = None,
+    judge_limits: JudgeLimits | None = None,
 ) -> None:
     """Writes `<output>/<variant>.json` for every variant in `models_folder` that did not diverge, and nothing else.
 
@@ -64,6 +66,7 @@ def run(
         config: an EvaluateConfig.
         set_ups: folder of what SAEs share, at most `set_up_bytes` of it after the run.
         scheduler: of a Dask cluster whose workers measure; None measures here.
+        judge_limits: what a judge may cost; None is no limit.
 
     Raises:
         BenchmarkFailed: a variant could not be measured; names it. Finished variants stay in `scratch`.
@@ -82,7 +85,7 @@ def run(
         subject = Subject(
             benchmark=benchmark, settings=settings, model=model, cache=_anywhere(cache),
             models_folder=models_folder.resolve(), variants=(), set_ups=set_ups.resolve(),
-            set_up_bytes=set_up_bytes, device=device,
+            set_up_bytes=set_up_bytes, device=device, judge_limits=judge_limits or JudgeLimits(),
         )  # fmt: skip
         missing = _missing(entry, subject, finished, output=output, reuse=reuse)
         if missing:
@@ -101,8 +104,11 @@ def run(
                 )
                 for variant in missing
             ]
-            _measure(entry, tasks, context, scheduler=scheduler)
+            why_not = _measure(entry, tasks, context, scheduler=scheduler)
             context.kept.make_room()
+            if why_not is not None:
+                _leave_out(entry, why_not, finished, output)
+                return
         replace_folder(finished, output)
 
 
@@ -157,15 +163,22 @@ def _is_left_out(benchmark: str, card: SAECard) -> bool:
 
 def _measure(
     benchmark: Benchmark, tasks: Sequence[EvaluationTask], context: BenchmarkContext, *, scheduler: str | None
-) -> None:
-    """Sets up once, here, and measures each SAE here or on the workers, which find the set-up on disk."""
+) -> NotRun | None:
+    """Sets up once, here, and measures each SAE here or on the workers, which find the set-up on disk.
+
+    Returns why nothing can be measured, where the set-up found that out.
+    """
     print(f"evaluate {benchmark.name}: sets up for {len(tasks)} SAEs", file=sys.stderr)
     with tqdm(desc=f"evaluate {benchmark.name}, set-up", unit="step") as progress:
-        shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=progress.update))
+        try:
+            shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=progress.update))
+        except NotMeasurable as error:
+            return error.why
     if scheduler is None:
         _measure_here(benchmark, tasks, context, shared)
     else:
         _measure_on_workers(benchmark, tasks, scheduler)
+    return None
 
 
 def _measure_here(

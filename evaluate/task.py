@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,8 +13,9 @@ from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.registry import BENCHMARKS, check_measurement
 from evaluate.dependencies import all_cards, held_out_tokens, result_inputs
 from evaluate.isolation import undisturbed
+from evaluate.judge.limits import JudgeLimits
 from evaluate.kept import KeptSetUps
-from evaluate.results import make_result, write_result
+from evaluate.results import arrays_bytes, make_result, write_result
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import load_manifest
 from store.files.open import Place, open_files
@@ -43,6 +44,8 @@ class Subject:
     set_ups: Path
     set_up_bytes: int
     device: str
+    judge_limits: JudgeLimits = field(default_factory=JudgeLimits)
+    """What a judge may cost."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,11 @@ def make_context(subject: Subject) -> BenchmarkContext:
         manifest=manifest,
         model=subject.model,
         cards={name: cards[name] for name in subject.variants},
+        models_folder=subject.models_folder,
         held_out=held_out_tokens(files, manifest, needed=benchmark.num_held_out_sequences(subject.settings)),
         kept=KeptSetUps(subject.set_ups, budget_bytes=subject.set_up_bytes),
         device=torch.device(subject.device),
+        judge_limits=subject.judge_limits,
     )
 
 
@@ -96,7 +101,8 @@ def measure_and_write(task: EvaluationTask, context: BenchmarkContext, shared: o
         inputs = result_inputs(
             benchmark, subject.settings, card=card, manifest=context.manifest, held_out=context.held_out
         )
-        write_result(task.finished, make_result(benchmark, task.variant, inputs, measurement))
+        arrays = arrays_bytes(measurement)
+        write_result(task.finished, make_result(benchmark, task.variant, inputs, measurement, arrays), arrays)
 
 
 def run_task(task: EvaluationTask) -> str | None:

@@ -29,8 +29,17 @@ def shrink(params: dict[str, Any]) -> None:
         "chunks_per_shard": 8,
     }
     profile["train"] |= {"hook": "blocks.1.hook_resid_post", "d_sae": 48, "batch_rows": 64, "pool_bytes": 100000}
+    profile["evaluate"]["autointerp"] |= {
+        "num_latents": 6,
+        "num_sequences": 8,
+        "batch_sequences": 4,
+        "dead_latent_threshold": 5,
+        "buffer": 2,
+        "n_top_ex_for_generation": 4,
+    }
     profile["evaluate"]["core"] |= {
         "num_reconstruction_sequences": 8,
         "num_sparsity_sequences": 8,
         "batch_sequences": 4,
     }
+    profile["evaluate"]["meta_structure"]["train_steps"] = 20

@@ -45,6 +45,8 @@ SHARED = {
 _OF_BENCHMARKS = {
     "compute/code_version.py": "this very mechanism",
     "compute/memory.py": "refuses, or does not",
+    "evaluate/judge/budget.py": "refuses, or does not",
+    "evaluate/judge/limits.py": "refuses, or does not",
     "evaluate/kept.py": "what is found is what was kept, by its digest",
     "language_model/config.py": "settings are part of a result's inputs",
     "language_model/identity.py": "names the model in a result's inputs, and changes nothing that it computes",

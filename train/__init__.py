@@ -6,6 +6,7 @@ architectures.py      the kinds of SAE, and what is done for dead latents
 lambdas.py            the kinds of lambda: here lambda changes
 penalties.py          the kinds of penalty
 penalty_term.py       the penalties of the variants trained together
+sparsity.py           the coefficient that leads to a wanted L0
 schedule.py           learning rate by step
 version.py            its version
 grid.py               which variants a study has
@@ -18,6 +19,7 @@ task.py               one pass over the data
 loop.py               the loop over steps
 group.py              the variants trained together, and one step of them
 lambda_controller.py  the lambdas of all variants, side by side
+sparsity_controller.py  their sparsity coefficients
 steps/                forward, backward and update of stacked SAEs
 metrics.py            what is logged
 telemetry.py          where a running training can be watched

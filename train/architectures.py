@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from store.record import Record
-from train.checks import NotNegative, Positive, PositiveCount
+from train.checks import Positive, PositiveCount
+from train.sparsity import Coefficient
 
 
 class ReLU(Record):
@@ -49,8 +50,8 @@ class JumpReLU(Record):
     """
 
     kind: Literal["jumprelu"]
-    l0: NotNegative
-    """Coefficient of the number of latents that fire."""
+    l0: Coefficient
+    """Coefficient of the number of latents that fire, or the number that shall: `{target_l0: 46}`."""
     bandwidth: Positive = 0.05
     """Width of the window around the threshold, in units of pre."""
     start_threshold: Positive = 0.01

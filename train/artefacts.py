@@ -9,7 +9,7 @@ from store.sae.artefact import save_sae
 from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
 from store.sae.stationary_lambda import judge_lambda, lambda_residual
 from store.sae.weights import SAEWeights, fold_scale
-from train.config import VariantSettings
+from train.config import VariantSettings, target_of
 from train.lambdas import LearnedLambda
 from train.loop import GroupRun
 from train.metrics import averaged_tail, log_lambda_range, mean_max_cosine
@@ -99,6 +99,8 @@ def final_metrics(
         "dead_latents": num_dead,
         "mean_max_cosine": float(mean_max_cosine(weights.W_dec)),
     }
+    if target_of(settings) is not None:
+        final["sparsity_coefficient"] = float(lines[-1]["sparsity_coefficient"])
     if isinstance(settings.schedule, LearnedLambda):
         regularizer = settings.lambda_regularizer
         # What lambda stands before; of a penalty that is drawn anew in each step, its last value in the log.

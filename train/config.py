@@ -6,15 +6,17 @@ architectures.py.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, create_model, model_validator
 
 from store.record import Record
 from train.architectures import SELECTS, Architecture, AuxK, DeadLatents, JumpReLU, MatryoshkaBatchTopK
-from train.checks import DecayRate, Fraction, NotNegative, NumLatents, Positive, PositiveCount, Seed
+from train.checks import DecayRate, Fraction, NumLatents, Positive, PositiveCount, Seed
 from train.lambdas import DualLambda, LambdaSchedule, least_coherence
 from train.penalties import GramPenalty, Penalty
+from train.sparsity import FEWEST_STEPS, Coefficient, TargetL0
 
 PenaltyScale = Literal["sum", "per_latent"]
 DecoderNorm = Literal["unit", "free"]
@@ -27,9 +29,10 @@ class Settings(Record):
     """How a row becomes latents: `kind: relu | topk | batchtopk | jumprelu | matryoshka-batchtopk | gated`."""
     d_sae: NumLatents
     """Latents per SAE (F)."""
-    l1: NotNegative
+    l1: Coefficient
     """Coefficient of mean_B sum_f |a_f| (relu and gated). The error it stands against is summed over d_model, for rows
-    scaled to E||x||^2 = d_model."""
+    scaled to E||x||^2 = d_model. Or the L0 that the SAE shall end with, `{target_l0: 46}`: the coefficient is then
+    found while training (sparsity.py)."""
     sparsity_warm_up_fraction: Fraction
     """Share of the steps over which l1 (of jumprelu l0) rises linearly to its value; 0 starts at it."""
     penalty: Penalty
@@ -146,6 +149,14 @@ def _check_phases(settings: Settings) -> None:
 def _check_together(settings: VariantSettings) -> None:
     _check_phases(settings)
     architecture, F = settings.architecture, settings.d_sae
+    target = target_of(settings)
+    if target is not None and target.target_l0 >= F:
+        raise ValueError(f"expected target_l0 below d_sae = {F}, got {target.target_l0:g}. Lower it")
+    if target is not None and settings.sparsity_warm_up_fraction > 0.0:
+        raise ValueError(
+            "expected sparsity_warm_up_fraction of 0 beside a target_l0, which sets the coefficient from the start, "
+            f"got {settings.sparsity_warm_up_fraction:g}. Set it to 0"
+        )
     if isinstance(architecture, SELECTS) and architecture.k > F:
         raise ValueError(f"expected architecture.k of at most d_sae = {F}, got {architecture.k}. Lower k")
     if isinstance(architecture, MatryoshkaBatchTopK) and architecture.widths[-1] >= F:
@@ -165,6 +176,24 @@ def _check_together(settings: VariantSettings) -> None:
             raise ValueError(
                 f"expected lambda.target, a mean squared cosine, below 1, got {settings.schedule.target}. Lower it"
             )
+
+
+def target_of(settings: VariantSettings) -> TargetL0 | None:
+    """The L0 that the variant's coefficient is to find; None where the coefficient is given or not used."""
+    architecture = settings.architecture
+    wanted = architecture.l0 if isinstance(architecture, JumpReLU) else settings.l1
+    return wanted if isinstance(wanted, TargetL0) and not isinstance(architecture, SELECTS) else None
+
+
+def steps_warning(settings: Mapping[str, VariantSettings], *, num_steps: int) -> str:
+    """What to say of a run that is too short for a target L0; nothing where it is not."""
+    names = [name for name, variant in settings.items() if target_of(variant) is not None]
+    if not names or num_steps >= FEWEST_STEPS:
+        return ""
+    return (
+        f"L0 will miss its target in {', '.join(names)}: {num_steps} steps are too few, since L0 oscillates in runs of "
+        f"less than {FEWEST_STEPS}. Lower batch_rows, raise num_epochs, or give l1 as a number"
+    )
 
 
 def check_against_data(settings: VariantSettings, *, d_model: int) -> None:

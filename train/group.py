@@ -19,11 +19,12 @@ from train.config import VariantSettings, check_against_data
 from train.lambda_controller import LambdaController
 from train.metrics import COLUMNS, explained_variance, mean_max_cosine
 from train.penalty_term import PenaltyTerm
-from train.schedule import lr_factor, warm_up_factor
+from train.schedule import lr_factor
+from train.sparsity_controller import SparsityController
 from train.steps.adam import StackedAdam, clip_, remove_parallel_part_, renormalise_
 from train.steps.input import load_batch
 from train.steps.make import make_step
-from train.steps.protocol import Step, live_state, sparsity_coefficient
+from train.steps.protocol import Step, live_state
 from train.steps.resample import resample_
 
 
@@ -72,6 +73,7 @@ class VariantGroup:
         self._mean_D = (torch.tensor(mean, dtype=torch.float64) * scale).to(step.W_dec)
         self._adam = StackedAdam(step.parameters, settings)
         self.lambdas = LambdaController(settings, num_steps=num_steps, device=self._device)
+        self.sparsity = SparsityController(settings, num_steps=num_steps, device=self._device)
         self.num_steps_done = 0
         self.frozen = [False] * len(settings)
         """Which variants are trained no further."""
@@ -80,8 +82,6 @@ class VariantGroup:
         self._penalties = PenaltyTerm(settings, d_model=step.W_dec.shape[2], device=self._device)
         clips = [torch.inf if variant.gradient_clip is None else variant.gradient_clip for variant in settings]
         self._clip_V = None if min(clips) == torch.inf else self._column(clips)
-        self._sparsity_now: list[float] = []
-        self._sparsity_V = self._column(clips)
         V, F, _ = step.W_dec.shape
         self._rows_since_fired_VF = torch.zeros(V, F, dtype=torch.int64, device=self._device)
         dead_after = [variant.dead_after_rows for variant in settings]
@@ -97,29 +97,21 @@ class VariantGroup:
         """One training step on a batch of the store; the record of the step, (V, columns) on the CPU, if `log`."""
         step, now = self._step, self.num_steps_done
         load_batch(rows_BD, scale=self._scale, out_DB=step.input_DB)
-        step.compute(sparsity_V=self._sparsity_at(now), dead_VF=self._dead_latents())
+        sparsity_V = self.sparsity.at(now)
+        step.compute(sparsity_V=sparsity_V, dead_VF=self._dead_latents())
         self._rows_since_fired_VF += self._batch_rows
         self._rows_since_fired_VF.masked_fill_(step.activation_sum_VF > 0, 0)
         lambda_V = self.lambdas.at(now)
         self.add_penalties(lambda_V, now)
         lr_factors = self._lr_factors(now)
-        record = self._record(lambda_V, lr_factors, log_cosines=log_cosines).cpu() if log else None
+        record = self._record(lambda_V, sparsity_V, lr_factors, log_cosines=log_cosines).cpu() if log else None
         self._update(lr_factors)
+        if self.sparsity.has_targets:
+            self.sparsity.update(step.num_active(), step=now)
         self.lambdas.update(self._penalties.scaled_V, step=now, lr_factors=lr_factors)
         self._resample(now)
         self.num_steps_done = now + 1
         return record
-
-    def _sparsity_at(self, now: int) -> Tensor:
-        """(V,) sparsity coefficients of a step; written anew only when they change."""
-        values = [
-            sparsity_coefficient(variant)
-            * warm_up_factor(now, num_steps=self._num_steps, fraction=variant.sparsity_warm_up_fraction)
-            for variant in self._settings
-        ]
-        if values != self._sparsity_now:
-            self._sparsity_now, self._sparsity_V = values, self._column(values)
-        return self._sparsity_V
 
     def _lr_factors(self, now: int) -> list[float]:
         return [
@@ -177,7 +169,7 @@ class VariantGroup:
                 resample_(self._step, self._adam, index, dead_F=dead_F, encoder_scale=scale, seed=seed, step_number=now)
                 rows_F.masked_fill_(dead_F, 0)
 
-    def _record(self, lambda_V: Tensor, lr_factors: list[float], *, log_cosines: bool) -> Tensor:
+    def _record(self, lambda_V: Tensor, sparsity_V: Tensor, lr_factors: list[float], *, log_cosines: bool) -> Tensor:
         """One log record, (V, columns) float64: see train/metrics.py."""
         step, W_dec_VFD = self._step, self._step.W_dec
         _, F, D = W_dec_VFD.shape
@@ -213,6 +205,7 @@ class VariantGroup:
             "lambda_residual": torch.where(learned, lambda_V * scaled_V + 2.0 * regularizer_V * log_lambda_V, absent_V),
             "dead_latents": self.num_dead(),
             "mean_max_cosine": cosines_V,
+            "sparsity_coefficient": torch.where(self.sparsity.with_target(), sparsity_V, absent_V),
         }
         record = torch.stack([columns[name].to(torch.float64) for name in COLUMNS], dim=1)
         record[self._frozen_V] = torch.nan
@@ -258,6 +251,7 @@ class VariantGroup:
             **{f"adam_first.{name}": moment for name, moment in self._adam.first.items()},
             **{f"adam_second.{name}": moment for name, moment in self._adam.second.items()},
             **self.lambdas.state(),
+            **self.sparsity.state(),
             "scaled_penalty": self._penalties.scaled_V,
             "rows_since_fired": self._rows_since_fired_VF,
             "frozen": self._frozen_V,

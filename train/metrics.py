@@ -31,6 +31,7 @@ COLUMNS = (
     "lambda_residual",  # lambda * scaled_penalty + 2 c log(lambda); learned lambdas only
     "dead_latents",  # latents that have not fired within the last dead_after_rows rows
     "mean_max_cosine",  # mean over latents of the largest cosine with another one; every COSINE_EVERY_RECORDS records
+    "sparsity_coefficient",  # l1 (jumprelu: l0) of this step, where it follows a target L0
 )
 COUNTS = ("step", "rows", "dead_latents")
 """Columns that are whole numbers."""

@@ -29,6 +29,7 @@ from train.config import (
     check_variant_name,
     check_variant_names,
     shape_key,
+    steps_warning,
 )
 from train.dispatch import run_here, run_on_cluster
 from train.plan import plan_groups, plan_passes, spread
@@ -106,6 +107,9 @@ def run(
     )
     for variant in resolved:
         _check_variant(variant, d_model=manifest.spec.model.d_model)
+    warning = steps_warning({variant.name: variant.settings for variant in resolved}, num_steps=num_steps)
+    if warning:
+        print(f"train: {warning}", file=sys.stderr)
     with exclusive_lock(scratch):
         check_target(output, scratch, nbytes=_weights_nbytes(resolved, d_model=manifest.spec.model.d_model))
         assembly = scratch / "models"

@@ -22,10 +22,12 @@ TRAIN_VERSION = CodeVersion(
         "train/penalties.py",
         "train/penalty_term.py",
         "train/schedule.py",
+        "train/sparsity.py",
+        "train/sparsity_controller.py",
         "train/steps",
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="e25a99fd29bbe8ce46dfe79834179797245078ee17a00adb1727e5115e55c1c7",
+    code_sha256="8080a13ec359110e612eca1b1b178e89e14efee676b60fb9b218adf22df8e94d",
 )
 """Raised by hand when the same inputs give other weights or another log."""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from compute.code_version import CodeVersion
@@ -52,6 +54,8 @@ class Measurement:
     """Whole sentences about results that are no scores: dead latents, chance level, a judge that always says yes."""
     details: dict[str, JsonValue] = field(default_factory=dict)
     """Distributions, the benchmark library's own output, and how the metrics were computed."""
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """What is too much for JSON: kept beside the result as safetensors."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,16 @@ class NotRun:
     """A whole sentence."""
     advice: str
     """A whole sentence."""
+
+
+class NotMeasurable(Exception):
+    """Raised by `prepare` alone: what it found out about the language model or the data rules the benchmark out for
+    every SAE. The report then lists the reason. What one SAE lacks is a remark beside its metrics, never this.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.why = NotRun(reason, advice)
 
 
 def _always_runs(config: Any, context: "BenchmarkContext") -> NotRun | None:  # noqa: ANN401 - the benchmark's own record
@@ -104,15 +118,21 @@ class Benchmark:
     """Raised by hand when the same inputs give other metrics: results of other versions are not reused."""
     metrics: Mapping[str, Better]
     """Their names in its results. Where results of several benchmarks meet they are `<benchmark>/<metric>`."""
+    optional: frozenset[str] = frozenset()
+    """Metrics that some SAEs do not have, because they are too small or something cannot be measured on them."""
     headlines: tuple[str, ...]
     """Those that stand for it where many benchmarks are shown side by side, the first for all."""
     measures: str
     """What it measures, a sentence or two."""
+    floors: Mapping[str, str] = field(default_factory=dict)
+    """By metric, the one that says what it is without any skill: shown beside it wherever it is."""
     measure: Callable[[EvaluatedSAE, Any, "BenchmarkContext", Any], Measurement]
     """(SAE, settings, context, what `prepare` gave) -> what was measured. A ValueError says what cannot be used."""
     prepare: Callable[[Any, "BenchmarkContext"], Any] = _nothing_shared
     """(settings, context) -> what all SAEs share: data, probes, activations of the language model. Computed once per
-    sweep and kept in `context.kept`; called again (here, or on a worker) it finds what is there."""
+    sweep and kept in `context.kept`; called again (here, or on a worker) it finds what is there. Raises
+    NotMeasurable where the benchmark cannot be measured on any SAE, which only the set-up can tell (a data set that no
+    hub gives, a language model that knows too little)."""
     not_run: Callable[[Any, "BenchmarkContext"], NotRun | None] = _always_runs
     """(settings, context) -> why it cannot run here. Quick: no model is loaded."""
     depends_on: Callable[[Any], dict[str, JsonValue]] = _nothing_else

@@ -1,7 +1,7 @@
 """What benchmarks share: the cache, the language model, what is kept between SAEs and between runs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluate.judge.limits import JudgeLimits
 from store.errors import MismatchedCache
 from store.identity import how_identified
 
@@ -43,8 +44,12 @@ class BenchmarkContext:
     kept: "KeptSetUps"
     """What is computed once and kept on disk."""
     device: torch.device
+    judge_limits: JudgeLimits = field(default_factory=JudgeLimits)
+    """What a judge may cost."""
     progress: Callable[[int], object] = no_progress
     """Called with a number of steps that are done."""
+    models_folder: Path = Path("models")
+    """Where the SAEs are, a folder each: for a benchmark that reads rows once for all of them."""
 
     @property
     def hooks(self) -> tuple[str, ...]:

@@ -418,7 +418,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="8ca039c07518e336cd91bdecf0c0ca521af962b25d29f196919ba92a5a2d7c16",
+        code_sha256="3537cb95754a0e3e1020aabf8e91f676a78f3337d7fd9c4deee0957082e18876",
     ),
     metrics={
         "explained_variance": "higher",

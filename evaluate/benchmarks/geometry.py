@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="a36a7054ace6d2fd43483cace8884e1f9267996445e7510e2c0b00e808ea461d",
+        code_sha256="7d9a2f54c000de8d97bf19c9da043b7ddce73e16e7e2c25ef01c6639bb2edd96",
     ),
     metrics={
         "penalty": "lower",

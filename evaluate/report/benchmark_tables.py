@@ -13,7 +13,7 @@ from evaluate.report.inputs import ReportInputs
 from evaluate.report.metrics import Cell, verdict
 from evaluate.results import BenchmarkResult
 
-FIELDS = ("variant", "benchmark", "metric", "value", "standard_error", "better", "seed")
+FIELDS = ("variant", "benchmark", "judge", "metric", "value", "standard_error", "better", "seed")
 MAIN = ("core", "geometry")
 """Benchmarks whose headlines are in the main table."""
 
@@ -25,6 +25,13 @@ class Column:
     benchmark: str
     metric: str
     better: Better
+    judge: str = ""
+    """Who judged, where somebody did."""
+
+    @property
+    def source(self) -> str:
+        """Benchmark and judge."""
+        return named(self.benchmark, self.judge)
 
     @property
     def key(self) -> str:
@@ -42,6 +49,8 @@ class BenchmarkTable:
     """Everything that a benchmark measured."""
 
     benchmark: Benchmark
+    title: str
+    """Its name, and who judged."""
     needs: str
     basis: str
     columns: tuple[Column, ...]
@@ -51,9 +60,33 @@ class BenchmarkTable:
 
 
 def headline_columns(inputs: ReportInputs) -> list[Column]:
-    """The first headline of every benchmark that is not in the main table."""
-    found = [BENCHMARKS[name] for name in inputs.results if name not in MAIN]
-    return [Column(entry.name, entry.headlines[0], entry.metrics[entry.headlines[0]]) for entry in found]
+    """The first headline that all variants have, of every benchmark that is not in the main table, and its floor."""
+    columns = []
+    for name, results in inputs.results.items():
+        entry = BENCHMARKS[name]
+        headlines = [metric for metric in entry.headlines if has(results, metric)]
+        if name in MAIN or not headlines:
+            continue
+        metric = headlines[0]
+        shown = [metric, entry.floors[metric]] if metric in entry.floors else [metric]
+        columns += [Column(name, metric, entry.metrics[metric], judge_of(results)) for metric in shown]
+    return columns
+
+
+def has(results: Mapping[str, BenchmarkResult], metric: str) -> bool:
+    """Whether all variants have the metric."""
+    return all(metric in result.metrics for result in results.values())
+
+
+def judge_of(results: Mapping[str, BenchmarkResult]) -> str:
+    """The judge of a benchmark's results; empty where nobody judged."""
+    judges = [result.inputs.get("judge") for result in results.values()]
+    return ", ".join(dict.fromkeys(str(judge["name"]) for judge in judges if isinstance(judge, dict)))
+
+
+def named(benchmark: str, judge: str) -> str:
+    """A benchmark's name, with that of its judge: scores of several judges are no common scale."""
+    return f"{benchmark} ({judge})" if judge else benchmark
 
 
 def benchmark_tables(
@@ -90,9 +123,12 @@ def _table(
     estimates: Mapping[str, Mapping[str, Estimate]],
     reference: Mapping[str, str | None],
 ) -> BenchmarkTable:
-    columns = tuple(Column(benchmark.name, metric, better) for metric, better in benchmark.metrics.items())
+    columns = tuple(
+        Column(benchmark.name, metric, better) for metric, better in benchmark.metrics.items() if has(results, metric)
+    )
     return BenchmarkTable(
         benchmark=benchmark,
+        title=named(benchmark.name, judge_of(results)),
         needs=", ".join(text for need, text in NEEDS.items() if need in benchmark.needs),
         basis=basis(results),
         columns=columns,
@@ -129,6 +165,7 @@ def numbers(inputs: ReportInputs) -> list[dict[str, Any]]:
         {
             "variant": variant,
             "benchmark": name,
+            "judge": judge_of({variant: result}),
             "metric": metric,
             "value": value,
             "standard_error": result.standard_errors.get(metric),

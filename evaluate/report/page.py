@@ -20,7 +20,10 @@ from evaluate.report.benchmark_tables import as_csv, benchmark_tables, cells, he
 from evaluate.report.figures import all_figures
 from evaluate.report.findings import listed
 from evaluate.report.inputs import ReportInputs, gather
+from evaluate.report.latents import page as latents_page
+from evaluate.report.latents.view import views
 from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
+from evaluate.report.references import reference_tables
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
@@ -48,10 +51,12 @@ def run(
     results_folder: Path,
     cache: Place,
     output: Path,
+    references: Path | None = None,
 ) -> Path:
-    """Writes report.html and report.md into `output`; returns the path of the page.
+    """Writes report.html, report.md, tables of all numbers, and the latent browser; returns the path of the page.
 
-    `variants` names what the report is about, in its order. Files of other variants are ignored.
+    `variants` names what the report is about, in its order. Files of other variants are ignored. `references` is the
+    folder of published results.
 
     Raises:
         StoreError: something that the report needs is missing or stale. Nothing is written.
@@ -62,7 +67,9 @@ def run(
         models_folder=models_folder,
         results_folder=results_folder,
         cache=cache,
+        references=references,
     )
+    latents = views(inputs, results_folder)
     data = page_data(inputs)
     page = render("page.html.j2", data)
     summary = render("summary.md.j2", data)
@@ -71,6 +78,10 @@ def run(
     records = numbers(inputs)
     write_bytes(output / "metrics.csv", as_csv(records).encode())
     write_bytes(output / "metrics.json", (json.dumps(records, indent=1) + "\n").encode())
+    if latents:
+        latents_page.write(latents, output)
+    else:
+        latents_page.remove(output)
     return output / "report.html"
 
 
@@ -145,6 +156,13 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         "common_settings": sorted(flat(common).items()),
         "training_facts": training_facts(inputs),
         "data_facts": data_facts(inputs),
+        "references": reference_tables(
+            inputs.references,
+            inputs.results,
+            {name: cards[name] for name in shown},
+            model=inputs.manifest.spec.model,
+        ),
+        "has_latents": "latents" in inputs.results,
         "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
         "planned": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],

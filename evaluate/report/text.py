@@ -25,6 +25,7 @@ from evaluate.report.findings import (
 from evaluate.report.inputs import ReportInputs
 from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
 from evaluate.report.outliers import outliers_finding, outliers_in
+from evaluate.report.references import reference_findings
 from store.errors import StoreError
 from store.sae.artefact import SAECard
 
@@ -52,6 +53,7 @@ def findings(inputs: ReportInputs) -> list[Finding]:
         *learned_findings(inputs),
         identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
         *remark_findings(inputs),
+        *reference_findings(inputs.references),
         seeds_finding(seed_groups(cards, metrics)),
         not_run_finding(inputs),
     ]

@@ -12,10 +12,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from evaluate.benchmarks.autointerp import AutoInterpConfig
 from evaluate.benchmarks.core import CoreConfig
 from evaluate.benchmarks.geometry import GeometryConfig
+from evaluate.benchmarks.latents import LatentsConfig
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import EvaluateConfig
+from evaluate.judge.limits import JudgeLimits
+from evaluate.judge.settings import LexicalJudge
 from evaluate.run import run
 from language_model.config import LanguageModelConfig
 from language_model.load import identify, load_model
@@ -111,6 +115,37 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
         config=EvaluateConfig(
             core=CoreConfig(num_reconstruction_sequences=8, num_sparsity_sequences=6, batch_sequences=2),
             geometry=GeometryConfig(num_bins=40),
+            sparse_probing=None,
+            tpp=None,
+            scr=None,
+            sparse_probing_sae_probes=None,
+            autointerp=AutoInterpConfig(
+                judge=LexicalJudge(kind="lexical"),
+                num_latents=6,
+                num_sequences=8,
+                batch_sequences=4,
+                dead_latent_threshold=20,
+                buffer=2,
+                n_top_ex_for_generation=3,
+                n_iw_sampled_ex_for_generation=2,
+                n_top_ex_for_scoring=1,
+                n_random_ex_for_scoring=3,
+                n_iw_sampled_ex_for_scoring=1,
+            ),
+            meta_structure=None,
+            mdl=None,
+            absorption=None,
+            ravel=None,
+            unlearning=None,
+            latents=LatentsConfig(
+                num_held_out_sequences=6,
+                num_training_sequences=0,
+                num_top_contexts=3,
+                num_sampled_firings=20,
+                num_contexts_per_quantile=1,
+                tokens_before=4,
+                tokens_after=2,
+            ),
         ),
         manifest=load_manifest(root / "data" / "activations"),
         cache=root / "data" / "activations",
@@ -119,7 +154,14 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
     )
 
 
-def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool, scheduler: str | None = None) -> None:
+def evaluate(
+    study: SimpleNamespace,
+    benchmark: str,
+    *,
+    reuse: bool,
+    scheduler: str | None = None,
+    judge_limits: JudgeLimits | None = None,
+) -> None:
     run(
         study.config,
         benchmark=benchmark,
@@ -132,6 +174,7 @@ def evaluate(study: SimpleNamespace, benchmark: str, *, reuse: bool, scheduler: 
         device="cpu",
         reuse=reuse,
         scheduler=scheduler,
+        judge_limits=judge_limits,
     )
 
 

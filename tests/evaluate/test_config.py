@@ -12,7 +12,22 @@ from evaluate.config import EvaluateConfig
 GOOD = {
     "core": {"num_reconstruction_sequences": 64, "num_sparsity_sequences": 128, "batch_sequences": 32},
     "geometry": {"num_bins": 100},
-}
+    "autointerp": {
+        "judge": {"kind": "lexical"},
+        "num_latents": 10,
+        "num_sequences": 64,
+        "batch_sequences": 16,
+    },
+    "latents": {
+        "num_held_out_sequences": 64,
+        "num_training_sequences": 0,
+        "num_top_contexts": 10,
+        "num_sampled_firings": 100,
+        "num_contexts_per_quantile": 1,
+        "tokens_before": 16,
+        "tokens_after": 8,
+    },
+} | dict.fromkeys(set(BENCHMARKS) - {"core", "geometry", "autointerp", "latents"})
 
 
 def test_good_settings_are_taken_as_they_are() -> None:
@@ -27,7 +42,17 @@ def test_good_settings_are_taken_as_they_are() -> None:
         ("core", {"batch_sequences": 0}, "core.batch_sequences\n  Input should be greater than 0"),
         ("core", {"num_sparsity_sequences": -32}, "core.num_sparsity_sequences\n  Input should be greater than 0"),
         ("core", {"batch_sequences": "32"}, "core.batch_sequences\n  Input should be a valid integer"),
+        ("autointerp", {"judge": {"kind": "oracle"}}, "Input tag 'oracle' found using 'kind' does not match any of"),
+        ("autointerp", {"judge": {"kind": "lexical", "key": "sk"}}, "key\n  Extra inputs are not permitted"),
+        ("autointerp", {"judge": {"kind": "openai-compatible"}}, "openai-compatible.model\n  Field required"),
+        (
+            "autointerp",
+            {"num_sequences": 11},
+            "expected num_sequences of at least 12, since",
+        ),
         ("geometry", {"num_bins": 2}, "geometry.num_bins\n  Input should be greater than or equal to 10"),
+        ("latents", {"num_top_contexts": 0}, "latents.num_top_contexts\n  Input should be greater than or equal to 1"),
+        ("latents", {"num_sampled_firings": 9}, "latents.num_sampled_firings\n  Input should be greater than or equal"),
     ],
 )
 def test_an_unknown_key_a_wrong_type_and_a_size_out_of_range_are_refused(
@@ -61,4 +86,4 @@ def test_every_benchmark_of_the_installed_sae_bench_is_run_or_listed_as_not_run_
     found = {path.parent.name for path in (Path(folder) / "evals").glob("*/eval_config.py")}
     found = (found - {"scr_and_tpp"}) | {"scr", "tpp"}  # two benchmarks in one folder
     assert len(found) == 11
-    assert found == {planned.name for planned in NOT_RUN_YET} | (set(BENCHMARKS) - {"geometry"})
+    assert found == {planned.name for planned in NOT_RUN_YET} | (set(BENCHMARKS) - {"geometry", "latents"})

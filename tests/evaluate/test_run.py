@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from distributed import LocalCluster
 
-from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement, NotRun
+from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.core import BENCHMARK, CoreConfig, CoreSetUp
 from evaluate.benchmarks.registry import BENCHMARKS
@@ -21,6 +20,7 @@ from evaluate.task import BenchmarkFailed
 from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
 from tests.evaluate.conftest import evaluate
+from tests.train.dask_cluster import ROOT, dask_cluster
 
 
 @pytest.fixture
@@ -229,8 +229,8 @@ def test_an_empty_folder_of_models_is_refused(evaluate_all: Callable[..., None])
 
 @pytest.mark.usefixtures("two_saes")
 def test_an_unknown_benchmark_is_refused_with_those_that_exist(evaluate_all: Callable[..., None]) -> None:
-    with pytest.raises(ValueError, match="expected a benchmark among core, geometry, got 'scr'"):
-        evaluate_all("scr")
+    with pytest.raises(ValueError, match=r"expected a benchmark among core, geometry, .*, got 'speed'"):
+        evaluate_all("speed")
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -315,9 +315,26 @@ def test_a_benchmark_that_cannot_run_here_says_why_and_runs_once_it_can(
 
 
 @pytest.mark.usefixtures("two_saes")
-def test_workers_of_a_cluster_give_the_same_bytes(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+def test_a_set_up_that_finds_nothing_to_be_measurable_is_recorded_and_ends_the_run_without_an_error(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: object) -> None:
+        raise NotMeasurable("No letter is known.", "Take a larger language model.")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, prepare=prepare))
+        evaluate_all("core")
+    assert read_not_run(study.results / "core") == NotRun("No letter is known.", "Take a larger language model.")
+    evaluate_all("core")
+    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_workers_of_a_cluster_give_the_same_bytes(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], tmp_path: Path
+) -> None:
     evaluate_all("core")
     here = contents(study.results / "core")
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        evaluate(study, "core", reuse=False, scheduler=cluster.scheduler_address)
+    with dask_cluster(tmp_path, code=[ROOT, ROOT]) as address:
+        evaluate(study, "core", reuse=False, scheduler=address)
     assert contents(study.results / "core") == here

@@ -22,7 +22,7 @@ def variant(**fields: Any) -> dict[str, Any]:  # noqa: ANN401
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"l1": -0.1}, "l1: Value error, expected a number >= 0, got -0.1. Remove the minus sign"),
+        ({"l1": -0.1}, "l1.number: Value error, expected a number >= 0, got -0.1. Remove the minus sign"),
         ({"lr": -1e-3}, "lr: Value error, expected a number > 0, got -0.001. Give a positive number"),
         ({"lr": 0.0}, "lr: Value error, expected a number > 0, got 0.0"),
         ({"lr": "1e-4"}, "lr: Input should be a valid number"),
@@ -37,7 +37,7 @@ def variant(**fields: Any) -> dict[str, Any]:  # noqa: ANN401
         ({"lambda_lr": -0.5}, "lambda_lr: Value error, expected a number > 0, got -0.5"),
         ({"penalty_scale": "mean"}, "penalty_scale: Input should be 'sum' or 'per_latent'"),
         ({"batch_size": 64}, "batch_size: Extra inputs are not permitted"),
-        ({"l1": float("nan")}, "l1: Input should be a finite number"),
+        ({"l1": float("nan")}, "l1.number: Input should be a finite number"),
         ({"gradient_clip": 0.0}, "gradient_clip: Value error, expected a number > 0, got 0.0"),
         ({"architecture": {"kind": "topk"}}, "architecture.topk.k: Field required"),
         ({"architecture": {"kind": "vanilla"}}, "architecture: Input tag 'vanilla' found using 'kind'"),

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from store.sae.weights import SAEWeights
-from train.architectures import USES_L1, JumpReLU
 from train.config import VariantSettings
 
 
@@ -85,14 +84,6 @@ class Step(Protocol):
 
     def sae(self, variant: int) -> SAEWeights:
         """One variant on the host, for rows times the scale."""
-
-
-def sparsity_coefficient(settings: VariantSettings) -> float:
-    """What the sparsity term is multiplied with once it is warmed up; 0 for the kinds that select k latents."""
-    architecture = settings.architecture
-    if isinstance(architecture, JumpReLU):
-        return architecture.l0
-    return settings.l1 if isinstance(architecture, USES_L1) else 0.0
 
 
 def live_state(step: Step) -> Mapping[str, Tensor]:

@@ -85,8 +85,10 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
 
     summary = (path.parent / "report.md").read_text()
     assert "* **Caution.** dead: this SAE is dead." in summary
-    table = [line for line in summary.splitlines() if line.startswith("|")]
-    assert [line.count(" |") for line in table] == [table[0].count(" |")] * (2 + len(VARIANTS))
+    for section in ("Variants against the baseline", "Other benchmarks"):
+        lines = summary.partition(f"## {section}\n")[2].partition("\n## ")[0].splitlines()
+        table = [line for line in lines if line.startswith("|")]
+        assert [line.count(" |") for line in table] == [table[0].count(" |")] * (2 + len(VARIANTS))
 
     again = reported(output="again")
     assert again.read_bytes() == path.read_bytes()
@@ -116,25 +118,44 @@ def test_what_comes_from_files_is_escaped(
 def test_a_benchmark_that_was_not_run_is_listed_with_its_reason_and_the_rest_is_reported(
     study: SimpleNamespace, reported: Callable[..., Path]
 ) -> None:
-    for name in ("core", "geometry"):
+    for name in BENCHMARKS:
         study.config = study.config.model_copy(update={name: None})
         page = Page.checked(reported("baseline", "fixed-1").read_text())
         assert f"evaluate.{name} is null in params.yaml. Give it settings there to run it." in page.text
         assert "Lambda" in page.headings
 
 
-def test_all_numbers_are_beside_the_page_as_csv_and_json(reported: Callable[..., Path]) -> None:
+def test_all_numbers_are_beside_the_page_as_csv_and_json(study: SimpleNamespace, reported: Callable[..., Path]) -> None:
     folder = reported("baseline", "fixed-1").parent
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     records = json.loads((folder / "metrics.json").read_text())
-    assert len(rows) == len(records) == 2 * sum(len(BENCHMARKS[name].metrics) for name in ("core", "geometry"))
+    run = [name for name in BENCHMARKS if getattr(study.config, name) is not None]
+    assert len(rows) == len(records) == 2 * sum(len(BENCHMARKS[name].metrics) for name in run)
     wanted = {"variant": "fixed-1", "benchmark": "core", "metric": "mse"}
     (row,) = (row for row in rows if wanted.items() <= row.items())
     (record,) = (record for record in records if wanted.items() <= record.items())
     assert float(row["value"]) == record["value"]
     assert (record["better"], record["seed"]) == ("lower", 0)
     assert record["standard_error"] > 0.0
+
+
+def test_a_judge_is_named_with_its_scores_and_a_floor_stands_beside_them(reported: Callable[..., Path]) -> None:
+    path = reported("baseline", "fixed-1")
+    page = Page.checked(path.read_text())
+    assert "autointerp (lexical baseline): autointerp score" in page.text
+    assert "autointerp (lexical baseline): floor always none" in page.text
+    assert f"autointerp (lexical baseline): all {len(BENCHMARKS['autointerp'].metrics)} metrics" in page.text
+    assert (
+        "autointerp (lexical baseline): autointerp score (higher is better)" in (path.parent / "report.md").read_text()
+    )
+    records = json.loads((path.parent / "metrics.json").read_text())
+    assert {(record["benchmark"], record["judge"]) for record in records} == {
+        ("core", ""),
+        ("geometry", ""),
+        ("latents", ""),
+        ("autointerp", "lexical baseline"),
+    }
 
 
 def test_files_of_variants_that_are_not_asked_for_are_ignored(reported: Callable[..., Path]) -> None:
