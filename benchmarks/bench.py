@@ -74,6 +74,22 @@ def embedded_rows(num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]
     return windows.training, rows[HOOK]
 
 
+def embedded_windows(count: int) -> NDArray[np.uint32]:
+    """Windows (count, 128) of the standard library in the embedded model's tokens."""
+    folder = resolve("embedded", None)
+    identity = identify(folder, "embedded", None)
+    return pack(
+        open_text(StandardLibraryText(kind="standard-library")),
+        load_tokenizer(folder),
+        bos_token_id=identity.bos_token_id,
+        vocab_size=identity.vocab_size,
+        context_length=CONTEXT,
+        num_sequences=count,
+        num_held_out_sequences=1,
+        held_out_fraction=0.05,
+    ).training
+
+
 def spec_for(d_model: int, *, codec: str = "bf16_planes_v1", sequences_per_chunk: int = 16) -> CacheSpec:
     """The spec of a cache of measured rows: the embedded profile's sizes, 32 chunks to a shard."""
     model = ModelIdentity(

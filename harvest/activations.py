@@ -96,6 +96,69 @@ def stored_rows(states: Tensor, *, rows_per_sequence: int) -> Tensor:
     return states[:, states.shape[1] - rows_per_sequence :].flatten(end_dim=1).to(torch.bfloat16).view(torch.uint16)
 
 
+class PendingRows:
+    """Rows of a shard that may still be on their way from the device."""
+
+    def __init__(self, rows: dict[str, Tensor], copies: "torch.cuda.Event | None") -> None:
+        self._rows, self._copies = rows, copies
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether a device computes them while this process goes on."""
+        return self._copies is not None
+
+    def result(self) -> dict[str, NDArray[np.uint16]]:
+        """The rows by hook, once they are here; waits for their copies alone, not for what the device does next."""
+        if self._copies is not None:
+            self._copies.synchronize()
+        return {hook: values.numpy() for hook, values in self._rows.items()}
+
+
+def start_rows(
+    model: CutModel,
+    windows: NDArray[np.uint32],
+    *,
+    d_model: int,
+    rows_per_sequence: int,
+    batch_sequences: int,
+    device: str,
+    on_progress: Callable[[int], object],
+) -> PendingRows:
+    """Rows (sequences * K, d) of every hook for `windows` (sequences, C), in sequence order; K is `rows_per_sequence`.
+
+    Batches begin at the first window, so that a shard's bytes depend on its own windows only. All but the last have one
+    shape. `on_progress` is given the number of rows of every batch, on a GPU when it is handed to the device.
+
+    On a GPU nothing here waits for it: tokens go there once a shard, and rows come back into pinned memory on a stream
+    of their own, beside the next forward pass. torch keeps pinned memory and hands it out for later shards.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    rows = {
+        hook: torch.empty(len(windows) * rows_per_sequence, d_model, dtype=torch.uint16, pin_memory=on_gpu)
+        for hook in model.hooks
+    }
+    tokens = torch.from_numpy(windows.astype(np.int64))
+    copies = torch.cuda.Stream(device) if on_gpu else None
+    if on_gpu:
+        tokens = tokens.pin_memory().to(device, non_blocking=True)
+    for start in range(0, len(windows), batch_sequences):
+        batch = tokens[start : start + batch_sequences]
+        states = hidden_states(model, batch)
+        place = slice(start * rows_per_sequence, (start + len(batch)) * rows_per_sequence)
+        stored = {hook: stored_rows(states[hook], rows_per_sequence=rows_per_sequence) for hook in model.hooks}
+        if copies is None:
+            for hook, values in stored.items():
+                rows[hook][place].copy_(values)
+        else:
+            copies.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(copies):
+                for hook, values in stored.items():
+                    rows[hook][place].copy_(values, non_blocking=True)
+                    values.record_stream(copies)  # its memory is not given to the next pass before it was copied
+        on_progress(len(batch) * rows_per_sequence)
+    return PendingRows(rows, None if copies is None else copies.record_event())
+
+
 def harvest_rows(
     model: CutModel,
     windows: NDArray[np.uint32],
@@ -106,24 +169,13 @@ def harvest_rows(
     device: str,
     on_progress: Callable[[int], object],
 ) -> dict[str, NDArray[np.uint16]]:
-    """Rows (sequences * K, d) of every hook for `windows` (sequences, C), in sequence order; K is `rows_per_sequence`.
-
-    Batches begin at the first window, so that a shard's bytes depend on its own windows only. `on_progress` is given
-    the number of rows of every batch.
-    """
-    on_gpu = torch.device(device).type == "cuda"
-    # Pinned memory lets a copy run behind the next forward pass; torch keeps it and hands it out for the next shard.
-    rows = {
-        hook: torch.empty(len(windows) * rows_per_sequence, d_model, dtype=torch.uint16, pin_memory=on_gpu)
-        for hook in model.hooks
-    }
-    for start in range(0, len(windows), batch_sequences):
-        batch = windows[start : start + batch_sequences]
-        states = hidden_states(model, torch.from_numpy(batch.astype(np.int64)).to(device))
-        place = slice(start * rows_per_sequence, (start + len(batch)) * rows_per_sequence)
-        for hook in model.hooks:
-            rows[hook][place].copy_(stored_rows(states[hook], rows_per_sequence=rows_per_sequence), non_blocking=True)
-        on_progress(len(batch) * rows_per_sequence)
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    return {hook: values.numpy() for hook, values in rows.items()}
+    """As `start_rows`, and waits for them."""
+    return start_rows(
+        model,
+        windows,
+        d_model=d_model,
+        rows_per_sequence=rows_per_sequence,
+        batch_sequences=batch_sequences,
+        device=device,
+        on_progress=on_progress,
+    ).result()

@@ -38,12 +38,12 @@ def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, folder: 
         )
 
 
-def check_free_space(folder: Path, *, num_rows: int, num_hooks: int, d_model: int) -> None:
-    """Raises ValueError where `num_rows` rows of every hook cannot fit on the disk of `folder`, even at best."""
-    num_bytes = num_rows * num_hooks * d_model * 2 / BEST_COMPRESSION
+def check_free_space(folder: Path, *, num_rows: int, d_model: int) -> None:
+    """Raises ValueError where `num_rows` rows, of all hooks, cannot fit on the disk of `folder`, even at best."""
+    num_bytes = num_rows * d_model * 2 / BEST_COMPRESSION
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ValueError(
-            f"expected at least {num_bytes / 1e9:.1f} GB of free space below {folder} for {num_rows} rows at "
-            f"{num_hooks} hooks, got {free / 1e9:.1f} GB. Free some, or lower harvest.num_rows"
+            f"expected at least {num_bytes / 1e9:.1f} GB of free space below {folder} for {num_rows} rows, "
+            f"got {free / 1e9:.1f} GB. Free some, or lower harvest.num_rows"
         )

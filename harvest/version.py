@@ -14,6 +14,9 @@ HARVEST_VERSION = CodeVersion(
         "harvest/inputs.py",
         "harvest/interleave.py",
         "harvest/moments.py",
+        "harvest/dispatch.py",
+        "harvest/partitions.py",
+        "harvest/reuse.py",
         "harvest/run.py",
         "harvest/shards.py",
         "harvest/text.py",
@@ -33,6 +36,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="78f37a7fbde12445bd106f369caaaf1f5aa95a2d2a1b78db799afd6646016892",
+    code_sha256="947c769dec75d7f64513315547533f24845fc4313f4bf78d6219412bac574723",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

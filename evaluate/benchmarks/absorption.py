@@ -343,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="94cdd94076f00b7f805fe9c4a5299067ec851d5e1ff2a659fc1982a39ba24ed5",
+        code_sha256="96cf47079c0258c500f9e36975b46b66c9cb250e33109eabfe6a2c049f2f8536",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5536151b1c396f866bcbe776c73e66d8d0dd75233446ea37dd5ee2a738772f27",
+        code_sha256="a5fb9f5c15936e3c498d77d737dc41065682379abea5f3e3c73f4bdcc331f928",
     ),
     metrics={
         "autointerp_score": "higher",

@@ -418,7 +418,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="d421dc89a155f3436bfd851c1b4deecad266c9effbfd1783bb4d5c632c55f193",
+        code_sha256="3537cb95754a0e3e1020aabf8e91f676a78f3337d7fd9c4deee0957082e18876",
     ),
     metrics={
         "explained_variance": "higher",

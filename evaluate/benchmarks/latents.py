@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="76344e4cd7fc8fc9278f20575ca721bb43bf3b2db7cc6256b0fd6e4b39ec68d6",
+        code_sha256="52003f6e1c804e779769928c1bce403ddba429d908762f21fff6a19c1fe821a0",
     ),
     metrics={
         "mean_density": "neither",

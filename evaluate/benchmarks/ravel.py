@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="4c67c88f8686b1f3d56d3aa525ebc35de5052956962838da646010442e769537",
+        code_sha256="07c5641b4244ca10dc74bbf69ccd83e37a4d192baaf33fe042f5d65d64c8e6ce",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

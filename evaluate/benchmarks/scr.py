@@ -319,7 +319,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="cb11c7f179b4a64de5d8995d04a4d5a6d20e187e0a138d2ade3d90e0d3c9db63",
+        code_sha256="cdb5a231c89897cb84da9e64ba0f5badb39abc9aaa3ff99d210573a23c1e45e4",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

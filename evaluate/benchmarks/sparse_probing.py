@@ -208,7 +208,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2c72e416ed02b343f44c2fa5b7bf4a23182d49506cc10494de1729603ae24dcd",
+        code_sha256="951e2090a6d404ad68d97aff32a1bee8c84435d6c23aafe03ab960235bafa2af",
     ),
     metrics={
         "sae_test_accuracy": "higher",

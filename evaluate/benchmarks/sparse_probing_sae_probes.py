@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="dbc26ddd98c3e2aea6673288f8829dcb3fe2a72f62fbc3d0ab39f08bcca52e62",
+        code_sha256="14071a2a394e41df065922159020144c3485f8cce8466d287ffb84dfdc50d043",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

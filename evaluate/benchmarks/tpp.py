@@ -224,7 +224,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="d36e29f75b52a4947d549801eae1122cd92ec3aa66b1766a49ac6acf87335d07",
+        code_sha256="ed6934bf7c5b46d859ebdadce2024d6b7c51299dcfb10f9f7d15f667e7d7ae5a",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

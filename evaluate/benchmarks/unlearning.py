@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5ade4214afddfaf948896509c429341398e061f76bed989e2feb2a11ce766851",
+        code_sha256="4cccd899c716a7cef9a2e76ff76d16296e0d125b5730ce1d05f6bcaafc926157",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),
