@@ -42,4 +42,5 @@ def shrink(params: dict[str, Any]) -> None:
         "num_sparsity_sequences": 8,
         "batch_sequences": 4,
     }
+    profile["evaluate"]["latents"]["num_held_out_sequences"] = 8
     profile["evaluate"]["meta_structure"]["train_steps"] = 20
