@@ -205,8 +205,8 @@ def run_on_workers(
                     num_lost[id(task)] = num_lost.get(id(task), 0) + 1
                     if num_lost[id(task)] > _ALLOWED_LOSSES and not begin_again(task):
                         raise WorkersDied(
-                            f"expected a worker to survive {describe(task)}, but {num_lost[id(task)]} died of it. Look at "
-                            "their logs; lower --memory-gib if they ran out of memory"
+                            f"expected a worker to survive {describe(task)}, but {num_lost[id(task)]} died of it. Look "
+                            "at their logs; lower --memory-gib if they ran out of memory"
                         )
                     waiting.appendleft(task)
                 for future in _finished(running):
