@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ DEAD_WORKER_SECONDS = 5.0
 """One that has no process for so long will have none."""
 _LOOK_EVERY_SECONDS = 2.0
 _LOOK_FOR_WORKERS_SECONDS = 0.2
+_LOST_SECONDS = 5.0
+_ALLOWED_LOSSES = 3
 
 Task = TypeVar("Task")
 
@@ -175,7 +177,8 @@ def run_on_workers(
 
     Workers that join later are used too.
     """
-    waiting = deque(tasks)
+    waiting, lost = deque(tasks), _LostTasks()
+    num_lost: dict[int, int] = {}
     seen_workers = time.monotonic()
     running: dict[Any, tuple[Task, str]] = {}
     stop_file.unlink(missing_ok=True)
@@ -196,6 +199,16 @@ def run_on_workers(
                     task, worker = waiting.popleft(), free.pop()
                     future = client.submit(function, task, workers=[worker], allow_other_workers=True, pure=False)
                     running[future] = (task, worker)
+                for future in lost.among(client, running, workers):
+                    task, _ = running.pop(future)
+                    future.cancel()
+                    num_lost[id(task)] = num_lost.get(id(task), 0) + 1
+                    if num_lost[id(task)] > _ALLOWED_LOSSES and not begin_again(task):
+                        raise WorkersDied(
+                            f"expected a worker to survive {describe(task)}, but {num_lost[id(task)]} died of it. Look "
+                            "at their logs; lower --memory-gib if they ran out of memory"
+                        )
+                    waiting.appendleft(task)
                 for future in _finished(running):
                     task, _ = running.pop(future)
                     try:
@@ -213,6 +226,25 @@ def run_on_workers(
         finally:
             stop_file.unlink(missing_ok=True)
     return stopped
+
+
+class _LostTasks:
+    """Tasks that no worker has. Dask leaves a task alone whose worker dies when there is no other, though some join."""
+
+    def __init__(self) -> None:
+        self._since: dict[Any, float] = {}
+
+    def among(self, client: Any, running: Mapping[Any, tuple[Any, str]], workers: list[str]) -> list[Any]:  # noqa: ANN401
+        """Futures of those that no worker has had for some seconds, while there are workers."""
+        suspects = [future for future, (_, worker) in running.items() if worker not in workers and not future.done()]
+        if not suspects or not workers:
+            self._since.clear()
+            return []
+        assigned = {str(key) for keys in client.processing().values() for key in keys}
+        unassigned = [future for future in suspects if str(future.key) not in assigned]
+        now = time.monotonic()
+        self._since = {future: self._since.get(future, now) for future in unassigned}
+        return [future for future, since in self._since.items() if now - since > _LOST_SECONDS]
 
 
 def _result(future: Any, description: str) -> str | None:  # noqa: ANN401 - distributed has no types

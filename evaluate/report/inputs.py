@@ -15,8 +15,10 @@ from evaluate.references import Reference, read_references
 from evaluate.results import BenchmarkResult, read_not_run, read_result, result_path
 from store.cache.manifest import Manifest, load_manifest
 from store.errors import StoreError
+from store.files.local import LocalFiles
 from store.files.open import Place, open_files
 from store.files.protocol import Files
+from store.harvest_log import HarvestLog, read_harvest_log
 from store.record import Record
 from store.sae.artefact import SAECard, load_sae, read_log
 
@@ -40,6 +42,8 @@ class ReportInputs:
     """Variants whose training diverged, with the step. They have no metrics and are in nothing above."""
     references: list[Reference] = field(default_factory=list)
     """Published results."""
+    harvest_log: HarvestLog | None = None
+    """How the cache came about, where that lies beside it."""
 
     def only(self, variants: Sequence[str]) -> "ReportInputs":
         """The inputs on some of the variants."""
@@ -56,6 +60,7 @@ class ReportInputs:
             not_run=self.not_run,
             diverged=self.diverged,
             references=self.references,
+            harvest_log=self.harvest_log,
         )
 
     def standard_errors(self) -> dict[str, dict[str, float]]:
@@ -127,6 +132,7 @@ def gather(
         not_run=not_run,
         diverged=diverged,
         references=read_references(references),
+        harvest_log=read_harvest_log(files.folder, digest=manifest.digest) if isinstance(files, LocalFiles) else None,
     )
 
 

@@ -295,6 +295,7 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
         *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
         *_text_facts(manifest.text_account),
+        *(("Harvested", line) for line in (inputs.harvest_log.lines() if inputs.harvest_log else ())),
         ("Cache digest", manifest.digest),
     ]
 
