@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="169da3af6113d48219357b75676975fc1bbf2b2df59d9f33129c811f823b7c11",
+        code_sha256="85b10ee0265b5d1777f1bac7005db5701e7208ad6189b687a5feeae8fc428ce9",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

@@ -193,6 +193,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/sparse_probing.py",
+            "evaluate/hub_data.py",
             "evaluate/labelled",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
@@ -208,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="94af9d7ebab7ed32eeffc4cf8652e736fa27eb309efc6a62a5cbcd5a35b4711f",
+        code_sha256="089a3a3f606b054054c15be09119381d6e8465dfab54cedf7494517bab15ae8f",
     ),
     metrics={
         "sae_test_accuracy": "higher",

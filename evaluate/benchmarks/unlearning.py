@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="93c34012c53cfbedf2ddf1e85fd80b43dbbbf59bdf3face8d8ac34634f0c3173",
+        code_sha256="2c02e4bc1763e65bb91a60ac18a86d95a6e6c6e65a92b0d7cd108f8247de351d",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),
