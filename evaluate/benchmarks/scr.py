@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="1b86960a83478d8f675ae67318811c7150a94c42a02b28d0fd2ccb7cfc0aca94",
+        code_sha256="daa94b086c885c0f72fccbb66a55e8da1ee3b4befa5626b45377ad5147fe99fd",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

@@ -209,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="089a3a3f606b054054c15be09119381d6e8465dfab54cedf7494517bab15ae8f",
+        code_sha256="2d0cc84a2479772583008f2633b8e29c7ec7205c7282f832d82e64ace9d142c0",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="950db51ddd8c6f42ac3fd336c27dad47d43e462f36c5a86833287a7ab5cfa545",
+        code_sha256="4bcec7f3fc5e11e3700c9d554f57a39173bdeadedc8635529f8a8b00e95e2e4e",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

@@ -53,6 +53,7 @@ def enough_texts(name: str, *, train_size: int, test_size: int) -> Iterator[None
         if isinstance(error, ValueError) and "larger sample than population" not in str(error):
             raise
         raise UnusableLabels(
-            f"expected enough texts of every class of {name} for {train_size} to train and {test_size} to test probes, "
-            f"got fewer ({type(error).__name__}: {error}). Lower the sizes"
+            f"expected enough texts of every class of {name} for {train_size} to train and {test_size} to test probes "
+            f"that are right at least once, but sae-bench found too few ({type(error).__name__} {error}). "
+            "Change the sizes"
         ) from error
