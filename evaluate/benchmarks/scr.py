@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="daa94b086c885c0f72fccbb66a55e8da1ee3b4befa5626b45377ad5147fe99fd",
+        code_sha256="b879e7a11830c892f7b2b00c5542cb6ee939594e0e35a43572c12c4b54d700a0",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

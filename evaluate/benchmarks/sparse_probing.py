@@ -209,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2d0cc84a2479772583008f2633b8e29c7ec7205c7282f832d82e64ace9d142c0",
+        code_sha256="6432b3f55cfdd26d46d9ede912b5ca31a5d844dd1e3f366d21185b5badca7c3b",
     ),
     metrics={
         "sae_test_accuracy": "higher",

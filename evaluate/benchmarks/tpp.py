@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="4bcec7f3fc5e11e3700c9d554f57a39173bdeadedc8635529f8a8b00e95e2e4e",
+        code_sha256="d5732375643a28b22690b0e22cb061d90fcd6cd6ab9c849553466d440dff24fe",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),
