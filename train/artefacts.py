@@ -61,6 +61,8 @@ def save_group(
             "model": manifest.spec.model,
             "cache_digest": manifest.digest,
             "context_length": manifest.spec.context_length,
+            "first_token": manifest.spec.first_token,
+            "excluded_positions": manifest.spec.excluded_positions,
             "scale": scale,
             "seed": variant.settings.seed,
             "num_steps": steps,

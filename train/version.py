@@ -28,6 +28,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="af213b22f7bcc91a9ac786e07a498394db39acd907352490929c9b65cf8578c0",
+    code_sha256="8080a13ec359110e612eca1b1b178e89e14efee676b60fb9b218adf22df8e94d",
 )
 """Raised by hand when the same inputs give other weights or another log."""

@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="85b10ee0265b5d1777f1bac7005db5701e7208ad6189b687a5feeae8fc428ce9",
+        code_sha256="f8fb8566dfb00a08f9a57d8c374cba0ba7840bb58002d7203bfa5d335c6bb99e",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="b879e7a11830c892f7b2b00c5542cb6ee939594e0e35a43572c12c4b54d700a0",
+        code_sha256="d404b06898e154e8d0fe5af909feafe51ec9faefd0aa436b578f3bd5f6e21335",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

@@ -209,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="6432b3f55cfdd26d46d9ede912b5ca31a5d844dd1e3f366d21185b5badca7c3b",
+        code_sha256="9bfab80f7324102589d8ec03fce816976e10255332c67b50c780345153dfcf00",
     ),
     metrics={
         "sae_test_accuracy": "higher",

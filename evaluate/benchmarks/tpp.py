@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="d5732375643a28b22690b0e22cb061d90fcd6cd6ab9c849553466d440dff24fe",
+        code_sha256="62960decfec98b5cfbac24e0dfb08c7eaac8ad36dd1f8768594da4b870d30596",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

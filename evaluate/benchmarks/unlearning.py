@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2c02e4bc1763e65bb91a60ac18a86d95a6e6c6e65a92b0d7cd108f8247de351d",
+        code_sha256="a3910e78feb7cde146a85a74851f8fc99f656aa8fda16f53cecdd92467bec288",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),
