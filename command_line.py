@@ -44,6 +44,8 @@ def parser_of(
                 default=os.environ.get("PIPELINE_NO_REUSE", "") not in ("", "0"),
                 help="ignore earlier outputs; an interrupted run is still continued (environment: PIPELINE_NO_REUSE=1)",
             )
+        if name == "harvest":
+            _add_harvest_flags(command)
         if name in ("train", "evaluate", "report"):
             _add_cache_flags(command, activations)
         if name == "train":
@@ -53,6 +55,12 @@ def parser_of(
             _add_train_flags(command)
         if name == "evaluate":
             command.add_argument("--benchmark", help="only this one, such as core (default: all)")
+            command.add_argument(
+                "--check-reference",
+                action="store_true",
+                help="then compare the language model's sparse probing accuracies with the published ones in "
+                "references/; an error where they differ, or are of another language model, hook or settings",
+            )
             command.add_argument(
                 "--set-up-gib",
                 type=_positive_number,
@@ -144,6 +152,30 @@ def _add_cache_flags(command: argparse.ArgumentParser, activations: Path) -> Non
     )
 
 
+def _add_harvest_flags(command: argparse.ArgumentParser) -> None:
+    """Where and how to harvest; none of it changes a result."""
+    command.add_argument(
+        "--estimate", action="store_true", help="say what it would take (disk, time, memory, break-even), and end"
+    )
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        default=_environment("PIPELINE_WORKERS"),
+        help="harvest in N processes of this machine, one for each GPU, or several on a CPU (none: in this one; "
+        "environment: PIPELINE_WORKERS)",
+    )
+    _add_scheduler_flag(where, "harvest")
+    command.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        default=_environment("PIPELINE_THREADS"),
+        help="threads of products in each process (all cores, shared by the workers; environment: PIPELINE_THREADS)",
+    )
+
+
 def _add_train_flags(command: argparse.ArgumentParser) -> None:
     """Where and how to train; none of it changes a result but in the last bits."""
     command.add_argument(
@@ -195,7 +227,7 @@ def _add_judge_flags(command: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_scheduler_flag(command: argparse.ArgumentParser, verb: str) -> None:
+def _add_scheduler_flag(command: argparse._ActionsContainer, verb: str) -> None:
     command.add_argument(
         "--scheduler",
         default=_environment("PIPELINE_SCHEDULER"),

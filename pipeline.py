@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from command_line import parser_of
 from compute.program import run_command
+from compute.progress import phase
 
 if TYPE_CHECKING:
     from store.files.open import CachePlace
@@ -33,13 +34,14 @@ SET_UPS = DATA / ".evaluation"
 MODELS = Path("models")
 RESULTS = Path("results")
 REPORTS = Path("reports")
+REFERENCES = Path("references")
 
 
 def language_model(arguments: argparse.Namespace) -> None:
     """Check every setting in params.yaml and that the language model is at hand; record which one it is."""
     from harvest.estimate import check_model_fits
     from harvest.files import check_text
-    from language_model.load import identify, max_positions, resolve
+    from language_model.load import identify, resolve
     from params import load_params
     from store.atomic import write_json
     from store.replace import check_writable
@@ -49,7 +51,7 @@ def language_model(arguments: argparse.Namespace) -> None:
     check_text(params.profile.harvest.text)
     folder = resolve(settings.name, settings.revision)
     identity = identify(folder, settings.name, settings.revision)
-    check_model_fits(params.profile.harvest, identity, max_positions=max_positions(folder))
+    check_model_fits(params.profile.harvest, identity, folder=folder)
     for output in (ACTIVATIONS, MODELS, RESULTS, REPORTS):
         check_writable(output)
     write_json(LANGUAGE_MODEL_FILE, identity)
@@ -58,9 +60,12 @@ def language_model(arguments: argparse.Namespace) -> None:
 
 def harvest(arguments: argparse.Namespace) -> None:
     """Run the language model over the text once and store its activations, compressed without loss."""
-    from harvest.run import run
-    from params import load_params
-    from store.cache.text_account import account_lines
+    with phase("harvest", "importing libraries"):
+        from harvest.dispatch import HarvestResources
+        from harvest.run import run
+        from params import load_params
+        from store.cache.text_account import account_lines
+        from store.harvest_log import read_harvest_log
 
     profile = load_params(arguments.params).profile
     manifest = run(
@@ -68,20 +73,32 @@ def harvest(arguments: argparse.Namespace) -> None:
         model=profile.language_model,
         output=ACTIVATIONS,
         scratch=SCRATCH / "harvest",
-        device=_device(arguments.device),
+        resources=HarvestResources(
+            device=_device(arguments.device),
+            scheduler=arguments.scheduler,
+            num_workers=arguments.workers,
+            num_threads=arguments.threads,
+        ),
         reuse=not arguments.no_reuse,
+        estimate_only=arguments.estimate,
     )
+    if manifest is None:
+        return
     if manifest.text_account is not None:
         print("\n".join(f"text: {line}" for line in account_lines(manifest.text_account)))
+    log = read_harvest_log(ACTIVATIONS, digest=manifest.digest)
+    if log is not None:
+        print("\n".join(f"harvested {line}" for line in log.lines()))
     print(f"{ACTIVATIONS}: {manifest.num_rows:,} rows per hook, data digest {manifest.digest[:12]}")
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train all variants of params.yaml on the cached activations, fused into one set of batches."""
-    from params import load_params
-    from train.run import run
-    from train.task import TrainingResources
-    from train.telemetry import MetricsSinks
+    with phase("train", "importing libraries"):
+        from params import load_params
+        from train.run import run
+        from train.task import TrainingResources
+        from train.telemetry import MetricsSinks
 
     params = load_params(arguments.params)
     diverged = run(
@@ -153,6 +170,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
             scheduler=arguments.scheduler,
             judge_limits=judge_limits,
         )
+    if arguments.check_reference:
+        from evaluate.reference_check import check_references
+        from store.cache.manifest import load_manifest
+        from store.files.open import open_files
+
+        manifest = load_manifest(open_files(_cache_place(arguments)))
+        print(*check_references(REFERENCES, results_folder=RESULTS / "sparse_probing", manifest=manifest), sep="\n")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -171,6 +195,7 @@ def report(arguments: argparse.Namespace) -> None:
         results_folder=RESULTS,
         cache=_cache_place(arguments),
         output=REPORTS,
+        references=REFERENCES,
     )
     print(f"The report is {page}")
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harvest.activations import cut_model, harvest_rows
+from harvest.activations import harvest_rows, load_cut_model
 from harvest.moments import shard_sums
 from harvest.text import open_text
 from harvest.text_config import StandardLibraryText
 from harvest.tokens import pack
-from language_model.load import identify, load_model, resolve
+from language_model.load import identify, resolve
 from language_model.tokenizer import load_tokenizer
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS
@@ -66,12 +66,28 @@ def embedded_rows(num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]
     )
     import torch
 
-    model = cut_model(load_model(folder, dtype=torch.float32, device="cpu"), (HOOK,))
+    model = load_cut_model(folder, (HOOK,), dtype=torch.float32, device="cpu")
     rows = harvest_rows(
-        model, windows.training, d_model=identity.d_model, batch_sequences=32, device="cpu",
-        on_progress=lambda _: None,
+        model, windows.training, d_model=identity.d_model, rows_per_sequence=CONTEXT - 1, batch_sequences=32,
+        device="cpu", on_progress=lambda _: None,
     )  # fmt: skip
     return windows.training, rows[HOOK]
+
+
+def embedded_windows(count: int) -> NDArray[np.uint32]:
+    """Windows (count, 128) of the standard library in the embedded model's tokens."""
+    folder = resolve("embedded", None)
+    identity = identify(folder, "embedded", None)
+    return pack(
+        open_text(StandardLibraryText(kind="standard-library")),
+        load_tokenizer(folder),
+        bos_token_id=identity.bos_token_id,
+        vocab_size=identity.vocab_size,
+        context_length=CONTEXT,
+        num_sequences=count,
+        num_held_out_sequences=1,
+        held_out_fraction=0.05,
+    ).training
 
 
 def spec_for(d_model: int, *, codec: str = "bf16_planes_v1", sequences_per_chunk: int = 16) -> CacheSpec:

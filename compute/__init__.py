@@ -2,6 +2,7 @@
 
 device.py        which device, and its number format
 memory.py        how much memory a stage may take
+progress.py      phases and counts, said while they happen
 program.py       how a command ends: its message and its exit code
 stop.py          requests to stop, by a signal or a file
 code_version.py  versions of code that decides results, and whether it was edited since

@@ -21,6 +21,8 @@ upper_layers.py         a language model run from the hook on
 memo.py                 activations of a language model, kept by their tokens
 explained_latents.py    sae-bench's autointerp with a judge of ours
 sae_bench.py            our artefact as a sae-bench SAE
+references.py           published results
+reference_check.py      our accuracies of the language model against published ones
 publish.py              SAEs in a folder for a model hub
 labelled/               texts with labels
 judge/                  who explains latents and predicts from it

@@ -34,14 +34,15 @@ class Counted:
 
     loss: NDArray[np.bool_]
     """Positions whose prediction of the next token counts: not the last, and not BOS, EOS or padding. So the prediction
-    made from BOS is left out, as in sae-bench."""
+    made from BOS is left out, as in sae-bench. Positions that have no rows in the cache do not count either."""
     divergence: NDArray[np.bool_]
-    """Positions whose distribution over the next token counts: not BOS, EOS or padding."""
+    """Positions whose distribution over the next token counts: not BOS, EOS, padding, or without rows."""
 
 
-def counted_positions(tokens: NDArray[np.uint32], ignored: frozenset[int]) -> Counted:
-    """The positions of `tokens` (sequences, context) that count."""
+def counted_positions(tokens: NDArray[np.uint32], ignored: frozenset[int], *, num_excluded: int) -> Counted:
+    """The positions of `tokens` (sequences, context) that count: none of the first `num_excluded`."""
     counts = ~np.isin(tokens, sorted(ignored))
+    counts[:, :num_excluded] = False
     loss = counts.copy()
     loss[:, -1] = False
     return Counted(loss=loss, divergence=counts)
@@ -54,6 +55,7 @@ def keep_losses(
     tokens: NDArray[np.uint32],
     *,
     ignored: frozenset[int],
+    num_excluded: int,
     batch_sequences: int,
     device: torch.device,
     progress: Callable[[int], object],
@@ -68,7 +70,7 @@ def keep_losses(
         inputs = torch.from_numpy(batch.astype(np.int64)).to(device)
         activations, final = model.run(inputs)
         ablated = model.resume(inputs, torch.zeros_like(activations))
-        counted = counted_positions(batch, ignored)
+        counted = counted_positions(batch, ignored, num_excluded=num_excluded)
         plain, zeroed, divergence = _losses(model, final, ablated, inputs, counted)
         sums.append(torch.stack([plain, zeroed, divergence], dim=1))
         save_file(
@@ -93,6 +95,7 @@ def losses_with_sae(
     reconstruct: Callable[[Tensor], Tensor],
     *,
     ignored: frozenset[int],
+    num_excluded: int,
     batch_sequences: int,
     device: torch.device,
     progress: Callable[[int], object],
@@ -106,7 +109,7 @@ def losses_with_sae(
     for number, batch in enumerate(_batches(tokens, batch_sequences)):
         inputs = torch.from_numpy(batch.astype(np.int64)).to(device)
         kept = load_file(_batch_file(folder, number), device=str(device))
-        counted = counted_positions(batch, ignored)
+        counted = counted_positions(batch, ignored, num_excluded=num_excluded)
         replaced = torch.from_numpy(counted.divergence).to(device)
         activations = kept["activations"].clone()
         activations[replaced] = reconstruct(activations[replaced]).to(activations.dtype)

@@ -126,7 +126,9 @@ def _use(name: str, card: SAECard) -> str:
     return (
         f"```python\nfrom sae_lens import SAE\n\nsae = SAE.load_from_disk({name!r})  # in this folder\n```\n\n"
         f"It reads raw activations of `{card.hook}` (the training's scale of {card.scale:.6g} is folded back into the "
-        f"weights), from sequences of {card.context_length} tokens that begin with BOS; BOS itself was left out."
+        f"weights), from sequences of {card.context_length} tokens that begin with "
+        f"{'BOS' if card.first_token == 'bos' else 'text'}; positions left out: "
+        f"{', '.join(card.excluded_positions) or 'none'}."
     )
 
 

@@ -17,6 +17,10 @@ streams.py      a stream of tokens, cut into shards of windows
 counts.py       what becomes of each part of the text
 windows.py      the windows by shard, packed ahead of the model and kept on disk
 activations.py  several hooks in one pass that ends at the deepest
+reuse.py        shards of earlier harvests
+probe.py        a few sequences through model, codec and disk: what a harvest will take
+dispatch.py     computed here, or on workers
+partitions.py   ranges of shards, on the workers of a Dask cluster
 shards.py       the shards that are missing, computed and handed to the writer
 moments.py      exact sums of the stored rows
 repair.py       damaged shards harvested again, for `store repair`

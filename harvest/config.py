@@ -4,7 +4,7 @@ Everything here can change a byte of the cache, or how much of it there is; noth
 """
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,7 +20,7 @@ MAX_SHARD_BYTES = 256 * 10**6
 
 
 class HarvestConfig(Record):
-    """One harvest. A row is the activation vector of one token at one hook, BOS left out."""
+    """One harvest. A row is the activation vector of one token at one hook; the first tokens of a window have none."""
 
     text: TextConfig
     hooks: Names
@@ -32,7 +32,14 @@ class HarvestConfig(Record):
     held_out_fraction: float = Field(gt=0, lt=1)
     """Share of the documents (by number) that training never sees."""
     context_length: int = Field(ge=3, le=2**20)
-    """Tokens in a sequence, BOS included. Evaluation predicts a token from another one than BOS, so at least 3."""
+    """Tokens in a sequence, BOS included. Evaluation predicts a token from one that has a row, so there are two at
+    least behind the positions that are left out."""
+    first_token: Literal["bos", "text"] = "bos"
+    """What a sequence begins with: the model's BOS, or the next token of the text, for models that were trained without
+    BOS (Qwen)."""
+    num_positions_left_out: int = Field(default=1, ge=0, le=2**20)
+    """First positions of a sequence without rows. Whatever stands there, models use the first position as a place to
+    attend to, and its row is many times larger than all others: 0 is for studying just that."""
     separator: str | None = None
     """A token of the tokenizer that is put behind every document, such as <eos>; null: documents stand end to end. Its
     positions have rows like all others."""
@@ -48,8 +55,8 @@ class HarvestConfig(Record):
 
     @property
     def rows_per_sequence(self) -> int:
-        """Every token but BOS gives a row."""
-        return self.context_length - 1
+        """Every token gives a row, but those of the first positions."""
+        return self.context_length - self.num_positions_left_out
 
     @property
     def num_sequences(self) -> int:
@@ -77,6 +84,11 @@ class HarvestConfig(Record):
 
     @model_validator(mode="after")
     def check_sizes(self) -> Self:
+        if self.context_length < self.num_positions_left_out + 2:
+            raise ValueError(
+                f"expected a context_length of at least {self.num_positions_left_out + 2}, two more than the positions "
+                f"left out, got {self.context_length}. Raise it or lower num_positions_left_out"
+            )
         if self.num_rows < self.rows_per_sequence:
             raise ValueError(
                 f"expected num_rows of at least one sequence ({self.rows_per_sequence} rows with context_length "

@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 
 from harvest.config import HarvestConfig
-from language_model.hooks import check_hooks
+from language_model.checkpoint import model_family
+from language_model.hooks import check_hooks, check_sites
+from language_model.load import max_positions
+from language_model.special_tokens import check_bos
 from store.identity import ModelIdentity
 
 MAX_SHARD_BYTES = 4 * 2**30
@@ -14,12 +17,15 @@ BEST_COMPRESSION = 1.7
 """More than any codec reached on real activations, so that a harvest is refused only if it cannot fit."""
 
 
-def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_positions: int) -> None:
-    """Raises ValueError where the model lacks a hooked layer or positions, or a shard would not fit in memory."""
+def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, folder: Path) -> None:
+    """ValueError where the model in `folder` lacks a hook, BOS or positions, or a shard would not fit in memory."""
     check_hooks(config.hooks, num_layers=identity.num_layers, model_name=identity.name)
-    if config.context_length > max_positions:
+    check_sites(config.hooks, model_family(folder), model_name=identity.name)
+    if config.first_token == "bos":
+        check_bos(folder)
+    if config.context_length > (positions := max_positions(folder)):
         raise ValueError(
-            f"expected a context_length of at most the {max_positions} positions of {identity.name}, got "
+            f"expected a context_length of at most the {positions} positions of {identity.name}, got "
             f"{config.context_length}. Lower harvest.context_length"
         )
     sequences_per_chunk, chunks_per_shard = config.chunking(d_model=identity.d_model)
@@ -32,12 +38,12 @@ def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, max_posi
         )
 
 
-def check_free_space(folder: Path, *, num_rows: int, num_hooks: int, d_model: int) -> None:
-    """Raises ValueError where `num_rows` rows of every hook cannot fit on the disk of `folder`, even at best."""
-    num_bytes = num_rows * num_hooks * d_model * 2 / BEST_COMPRESSION
+def check_free_space(folder: Path, *, num_rows: int, d_model: int) -> None:
+    """Raises ValueError where `num_rows` rows, of all hooks, cannot fit on the disk of `folder`, even at best."""
+    num_bytes = num_rows * d_model * 2 / BEST_COMPRESSION
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ValueError(
-            f"expected at least {num_bytes / 1e9:.1f} GB of free space below {folder} for {num_rows} rows at "
-            f"{num_hooks} hooks, got {free / 1e9:.1f} GB. Free some, or lower harvest.num_rows"
+            f"expected at least {num_bytes / 1e9:.1f} GB of free space below {folder} for {num_rows} rows, "
+            f"got {free / 1e9:.1f} GB. Free some, or lower harvest.num_rows"
         )

@@ -9,9 +9,10 @@ from harvest.estimate import check_model_fits
 from harvest.text import TextSource, open_text
 from harvest.tokens import packing_of
 from harvest.version import HARVEST_VERSION
+from language_model.checkpoint import model_family
 from language_model.config import LanguageModelConfig
-from language_model.load import identify, max_positions, resolve
-from store.cache.spec import CacheSpec
+from language_model.load import identify, resolve
+from store.cache.spec import CacheSpec, position_names
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
     """Finds the language model and the text. Raises ValueError, with what to do, for one that cannot be used."""
     folder = resolve(model.name, model.revision)
     identity = identify(folder, model.name, model.revision)
-    check_model_fits(config, identity, max_positions=max_positions(folder))
+    check_model_fits(config, identity, folder=folder)
     sequences_per_chunk, chunks_per_shard = config.chunking(d_model=identity.d_model)
     text = open_text(config.text)
     # Code that was edited since its version was confirmed is part of what decides the bytes, so that no shard of other
@@ -39,8 +40,8 @@ def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
         hooks=config.hooks,
         text=text.lineage if edited is None else {**text.lineage, "edited_harvest_code": edited},
         context_length=config.context_length,
-        excluded_positions=("bos",),
-        packing=packing_of(config.separator),
+        excluded_positions=position_names(config.num_positions_left_out, first_token=config.first_token),
+        packing=packing_of(config.separator, first_token=config.first_token),
         held_out_fraction=config.held_out_fraction,
         compute_dtype=model.compute_dtype,
         forward_batch_sequences=config.forward_batch_sequences,
@@ -48,5 +49,7 @@ def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
         chunks_per_shard=chunks_per_shard,
         codec=config.codec,
         harvest_version=HARVEST_VERSION.number,
+        first_token=config.first_token,
+        attention=model_family(folder).attention,
     )
     return Inputs(model_folder=folder, text=text, spec=spec)

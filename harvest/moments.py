@@ -20,18 +20,20 @@ class BadActivation(ValueError):
     """The language model computed an infinity or NaN."""
 
 
-def shard_sums(rows: NDArray[np.uint16], *, hook: str, first_sequence: int, rows_per_sequence: int) -> ShardSums:
-    """Per-channel sums and sums of squares of `rows` (rows, d_model), bit patterns of bfloat16, BOS left out; and
-    their norms.
+def shard_sums(
+    rows: NDArray[np.uint16], *, hook: str, first_sequence: int, rows_per_sequence: int, first_position: int = 1
+) -> ShardSums:
+    """Per-channel sums and sums of squares of `rows` (rows, d_model), bit patterns of bfloat16; and their norms.
 
-    `hook` and `first_sequence`, the number of the first row's sequence in the cache, say where the rows come from:
-    `BadActivation` names the first infinity or NaN by hook, sequence and position.
+    `hook`, `first_sequence` (the number of the first row's sequence in the cache) and `first_position` (the first of a
+    sequence that has a row) say where the rows come from: `BadActivation` names the first infinity or NaN by hook,
+    sequence and position.
     """
     sums, sums_of_squares, squared_norms = _sums(rows)
     # Squares of finite bfloat16 numbers stay below 1.2e77, so only a row that is not finite can spoil the sums.
     if not np.isfinite(sums_of_squares).all():
         row = int(np.argmax(((rows & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any(axis=1)))
-        sequence, position = first_sequence + row // rows_per_sequence, row % rows_per_sequence + 1
+        sequence, position = first_sequence + row // rows_per_sequence, row % rows_per_sequence + first_position
         raise BadActivation(
             f"expected finite activations at {hook}, got an infinity or NaN in sequence {sequence}, position "
             f"{position}. Compute in another language_model.compute_dtype, or check the model's weights"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from harvest.config import HarvestConfig
 from harvest.inputs import open_inputs
-from harvest.shards import MAX_PENDING_BYTES, harvest_shards, missing_shards, window_source
+from harvest.shards import MAX_PENDING_BYTES, harvest_shards, load_cut, missing_shards, window_source
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import Manifest
 from store.cache.spec import check_spec
@@ -51,5 +51,6 @@ def harvest_again(
             sizes = f"{manifest.num_sequences}-{manifest.num_held_out_sequences}"
             saved = target.with_name(f"windows-{inputs.spec.digest[:16]}-{sizes}")
             with window_source(saved, inputs, wanted) as windows:
-                harvest_shards(writer, missing, windows, inputs, device=device)
+                model_of_it = load_cut(inputs.model_folder, inputs.spec, inputs.spec.hooks, device=device)
+                harvest_shards(writer, missing, model_of_it, windows=windows.shard, device=device)
         writer.finish(text_account=manifest.text_account)

@@ -1,33 +1,58 @@
 """The shards that are missing: token windows in, rows out, while the writer's threads store the shards before."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from harvest.activations import cut_model, harvest_rows
+from compute.progress import counting_layers, phase
+from harvest.activations import CutModel, PendingRows, load_cut_model, start_rows
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
+from harvest.streams import Tokens
 from harvest.tokens import separator_id
 from harvest.windows import WindowSource
-from language_model.load import load_model
 from language_model.tokenizer import load_tokenizer
 from store.cache.moments import ShardSums
+from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
+from store.write.growing import GrowingCache
 from store.write.writer import CacheWriter
 
 MAX_PENDING_BYTES = 2**31
 """Rows that wait to be encoded and written; the model waits when there are more."""
 
+ShardPlace = tuple[Split, int]
+"""A split, and the number of a shard in it."""
 
-def missing_shards(writer: CacheWriter) -> list[tuple[Split, int]]:
-    """(split, number) of every shard that is not committed yet, in the order in which they are harvested."""
-    return [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
+
+class Stopped(Exception):
+    """Somebody asked to stop; the shard that was being computed is lost, and no other."""
+
+
+def missing_shards(cache: GrowingCache) -> list[ShardPlace]:
+    """Every shard that is not committed yet, in the order in which they are harvested."""
+    return [(split, shard) for split in SPLITS for shard in cache.missing_shards(split)]
+
+
+def missing_rows(cache: GrowingCache, shards: Sequence[ShardPlace], *, per_hook: bool = False) -> int:
+    """Rows of the shards that the model has to compute; with `per_hook`, rows to be stored, over all hooks."""
+    return sum(
+        cache.shard_sequences(shard, split)
+        * cache.spec.rows_per_sequence
+        * (len(cache.missing_hooks(shard, split)) if per_hook else 1)
+        for split, shard in shards
+    )
+
+
+def missing_hooks(cache: GrowingCache, shards: Sequence[ShardPlace]) -> tuple[str, ...]:
+    """The hooks that the model has to compute for any of the shards."""
+    needed = {hook for split, shard in shards for hook in cache.missing_hooks(shard, split)}
+    return tuple(hook for hook in cache.spec.hooks if hook in needed)
 
 
 def window_source(saved: Path, inputs: Inputs, config: HarvestConfig) -> WindowSource:
@@ -43,39 +68,90 @@ def window_source(saved: Path, inputs: Inputs, config: HarvestConfig) -> WindowS
     )
 
 
+def load_cut(folder: Path, spec: CacheSpec, hooks: Sequence[str], *, device: str) -> CutModel:
+    """The language model up to the deepest of the hooks."""
+    with phase("harvest", f"loading the language model {spec.model.name}"):
+        return load_cut_model(folder, hooks, dtype=getattr(torch, spec.compute_dtype), device=device)
+
+
 def harvest_shards(
     writer: CacheWriter,
-    shards: Sequence[tuple[Split, int]],
-    windows: WindowSource,
-    inputs: Inputs,
+    shards: Sequence[ShardPlace],
+    model: CutModel,
     *,
+    windows: Callable[[Split, int], Tokens],
     device: str,
+    on_rows: Callable[[ShardPlace, float, bool], object] = lambda *_: None,
+    check: Callable[[], object] = lambda: None,
 ) -> None:
-    """Computes `shards`, while text is packed ahead, and the writer's threads encode and write those before."""
-    spec = inputs.spec
-    windows.start()
-    whole = load_model(inputs.model_folder, dtype=getattr(torch, spec.compute_dtype), device=device)
-    model = cut_model(whole, spec.hooks)
-    num_rows = (writer.num_sequences + writer.num_held_out_sequences) * spec.rows_per_sequence
-    num_missing = sum(writer.shard_sequences(shard, split) for split, shard in shards) * spec.rows_per_sequence
-    with tqdm(total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="harvest") as progress:
-        for split, shard in shards:
-            first = shard * spec.sequences_per_shard
-            tokens = windows.shard(split, shard)
-            rows = harvest_rows(
+    """Computes `shards`, while the writer's threads encode and write those before. Waits for none of them at the end.
+
+    Args:
+        writer: of the cache.
+        shards: to be committed.
+        model: cut behind the deepest hook that any of them lacks.
+        windows: the tokens (sequences, context_length) of a shard.
+        device: of the model.
+        on_rows: is given a shard, a number of rows, and whether they are finished (a forward pass) or only under way.
+        check: called between forward passes; what it raises ends the work.
+    """
+    spec = writer.spec
+    per_batch = spec.forward_batch_sequences * spec.rows_per_sequence
+    place: ShardPlace = shards[0]
+    behind: tuple[ShardPlace, Tokens, PendingRows] | None = None  # what a GPU computes while the next is prepared
+    with counting_layers(model.layers, lambda rows: on_rows(place, rows, False), per_batch=per_batch):
+        for place in shards:
+            split, shard = place
+            if writer.committed(shard, split) is not None:
+                continue  # by a worker that was thought to be dead
+            tokens = windows(split, shard)
+
+            def finished(num_rows: int, place: ShardPlace = place) -> None:
+                on_rows(place, num_rows, True)
+                check()
+
+            pending = start_rows(
                 model,
                 tokens,
                 d_model=spec.model.d_model,
+                rows_per_sequence=spec.rows_per_sequence,
                 batch_sequences=spec.forward_batch_sequences,
                 device=device,
-                on_progress=progress.update,
+                on_progress=finished,
             )
-            sums = functools.partial(_sums, rows, first_sequence=first, rows_per_sequence=spec.rows_per_sequence)
-            writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums)
+            if behind is not None:
+                _submit(writer, *behind)
+            behind = (place, tokens, pending)
+            if not pending.is_behind:
+                _submit(writer, *behind)
+                behind = None
+        if behind is not None:
+            _submit(writer, *behind)
 
 
-def _sums(rows: dict[str, NDArray[np.uint16]], *, first_sequence: int, rows_per_sequence: int) -> dict[str, ShardSums]:
+def _submit(writer: CacheWriter, place: ShardPlace, tokens: Tokens, pending: PendingRows) -> None:
+    """Hands a shard over, with the hooks that no other cache gave."""
+    split, shard = place
+    taken = writer.taken_hooks(shard, split)
+    rows = {hook: values for hook, values in pending.result().items() if hook not in taken}
+    first = shard * writer.spec.sequences_per_shard
+    writer.submit_shard(
+        shard,
+        split=split,
+        tokens=tokens,
+        rows=rows,
+        sums=functools.partial(_sums, rows, spec=writer.spec, first_sequence=first),
+    )
+
+
+def _sums(rows: dict[str, NDArray[np.uint16]], *, spec: CacheSpec, first_sequence: int) -> dict[str, ShardSums]:
     return {
-        hook: shard_sums(values, hook=hook, first_sequence=first_sequence, rows_per_sequence=rows_per_sequence)
+        hook: shard_sums(
+            values,
+            hook=hook,
+            first_sequence=first_sequence,
+            rows_per_sequence=spec.rows_per_sequence,
+            first_position=spec.num_excluded_positions,
+        )
         for hook, values in rows.items()
     }

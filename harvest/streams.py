@@ -22,7 +22,10 @@ class StreamState(Record):
 
 
 class ShardStream:
-    """Cuts token pieces of any length into shards of windows, up to a number of windows; the rest is ignored."""
+    """Cuts token pieces of any length into shards of windows, up to a number of windows; the rest is ignored.
+
+    Every window begins with `bos_token_id`, unless that is None.
+    """
 
     def __init__(
         self,
@@ -30,12 +33,14 @@ class ShardStream:
         num_windows: int,
         context_length: int,
         windows_per_shard: int,
-        bos_token_id: int,
+        bos_token_id: int | None,
         on_shard: Callable[[int, Tokens], object],
         state: StreamState | None = None,
     ) -> None:
         self.num_windows = num_windows
-        self._per_window = context_length - 1
+        self._context_length = context_length
+        self._num_bos = 0 if bos_token_id is None else 1
+        self._per_window = context_length - self._num_bos
         self._per_shard = windows_per_shard
         self._bos_token_id = bos_token_id
         self._on_shard = on_shard
@@ -69,9 +74,10 @@ class ShardStream:
             self.num_tokens += len(taken)
         while self._num_rest and self._num_rest >= (wanted := self._tokens_of_shard()):
             stream = np.concatenate(self._rest)
-            windows = np.empty((wanted // self._per_window, self._per_window + 1), dtype=np.uint32)
-            windows[:, 0] = self._bos_token_id
-            windows[:, 1:] = stream[:wanted].reshape(-1, self._per_window)
+            windows = np.empty((wanted // self._per_window, self._context_length), dtype=np.uint32)
+            if self._bos_token_id is not None:
+                windows[:, 0] = self._bos_token_id
+            windows[:, self._num_bos :] = stream[:wanted].reshape(-1, self._per_window)
             self._on_shard(self._shard, windows)
             self._shard += 1
             self._rest = [stream[wanted:]]

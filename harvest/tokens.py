@@ -1,8 +1,8 @@
 """Documents packed into token windows of one length, shard by shard, held-out documents in windows of their own.
 
-A window is BOS and the next context_length - 1 tokens of a stream. There are two streams, training and held out; which
-of them a document joins is a function of its text alone. A larger budget only appends windows. Memory holds one shard
-of tokens of each stream, whatever the budget.
+A window is BOS and the next context_length - 1 tokens of a stream, or context_length tokens of it. There are two
+streams, training and held out; which of them a document joins is a function of its text alone. A larger budget only
+appends windows. Memory holds one shard of tokens of each stream, whatever the budget.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +17,7 @@ from harvest.encode import PIECE_CHARACTERS, tokenize, tokenize_long
 from harvest.interleave import Check, Document, unchecked
 from harvest.streams import ShardStream, StreamState, Tokens
 from harvest.text import TextSource
+from store.cache.spec import FirstToken
 from store.cache.split import SPLITS, Split, is_held_out
 from store.cache.text_account import PartAccount, TextAccount
 from store.identity import Count
@@ -25,10 +26,10 @@ from store.record import Record
 PACKING = (
     "documents in the order of their source, tokenized without special tokens (a special token's spelling in the text "
     "is plain text); each goes to the training or to the held-out stream by a digest of its text; a stream is its "
-    "documents end to end {separator} (empty ones add nothing), cut into windows of BOS and context_length - 1 "
-    "tokens; the last, incomplete window is left out"
+    "documents end to end {separator} (empty ones add nothing), cut into windows of {window} tokens; the "
+    "last, incomplete window is left out"
 )
-"""Recorded with the data; raise version.HARVEST_VERSION when the packing changes."""
+"""Recorded with the data, by `packing_of`; raise version.HARVEST_VERSION when the packing changes."""
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1_000_000
@@ -38,9 +39,12 @@ class TooLittleText(ValueError):
     """The text ended before the budget was reached."""
 
 
-def packing_of(separator: str | None) -> str:
+def packing_of(separator: str | None, *, first_token: FirstToken) -> str:
     """How documents became windows, in a sentence."""
-    return PACKING.format(separator="without a separator" if separator is None else f"with {separator!r} behind each")
+    return PACKING.format(
+        separator="without a separator" if separator is None else f"with {separator!r} behind each",
+        window="BOS and context_length - 1" if first_token == "bos" else "context_length",
+    )
 
 
 def separator_id(separator: str | None, tokenizer: Tokenizer) -> int | None:
@@ -58,7 +62,7 @@ def separator_id(separator: str | None, tokenizer: Tokenizer) -> int | None:
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows, BOS first."""
+    """Token windows, beginning with BOS where there is one."""
 
     training: Tokens
     """(num_sequences, context_length)"""
@@ -85,8 +89,10 @@ class Packer:
     Args:
         text: what the documents are parts of.
         tokenizer: see language_model/tokenizer.py.
-        bos_token_id, vocab_size: of the model.
+        bos_token_id: what every window begins with; None where windows begin with text.
+        vocab_size: of the model.
         context_length: tokens of a window.
+        rows_per_window: how many of them will have a row.
         num_windows: of each split.
         windows_per_shard: of every shard but the last of a split.
         held_out_fraction: share of the documents that are held out.
@@ -100,9 +106,10 @@ class Packer:
         text: TextSource,
         tokenizer: Tokenizer,
         *,
-        bos_token_id: int,
+        bos_token_id: int | None,
         vocab_size: int,
         context_length: int,
+        rows_per_window: int,
         num_windows: dict[Split, int],
         windows_per_shard: int,
         held_out_fraction: float,
@@ -111,7 +118,7 @@ class Packer:
         state: PackingState | None = None,
     ) -> None:
         self._text, self._tokenizer = text, tokenizer
-        self._vocab_size, self._context_length = vocab_size, context_length
+        self._vocab_size, self._rows_per_window = vocab_size, rows_per_window
         self._fraction = held_out_fraction
         self._separator = None if separator_id is None else np.array([separator_id], dtype=np.uint32)
         self.num_documents = 0 if state is None else state.num_documents
@@ -246,7 +253,7 @@ class Packer:
         """What the text gave of both sides, and what to change."""
         training, held_out = self.streams["training"], self.streams["held_out"]
         num_documents = {split: sum(count.documents[split] for count in self._counts) for split in SPLITS}
-        per_window = self._context_length - 1
+        per_window = self._rows_per_window
         few = (
             "A .txt or .md file is one document: set harvest.text.split_characters, or give the text in more of them "
             "(.jsonl or .parquet)"
@@ -274,7 +281,7 @@ def pack(
     text: TextSource,
     tokenizer: Tokenizer,
     *,
-    bos_token_id: int,
+    bos_token_id: int | None,
     vocab_size: int,
     context_length: int,
     num_sequences: int,
@@ -290,6 +297,7 @@ def pack(
         bos_token_id=bos_token_id,
         vocab_size=vocab_size,
         context_length=context_length,
+        rows_per_window=context_length - 1,
         num_windows={"training": num_sequences, "held_out": num_held_out_sequences},
         windows_per_shard=max(num_sequences, num_held_out_sequences),
         held_out_fraction=held_out_fraction,

@@ -14,6 +14,9 @@ HARVEST_VERSION = CodeVersion(
         "harvest/inputs.py",
         "harvest/interleave.py",
         "harvest/moments.py",
+        "harvest/dispatch.py",
+        "harvest/partitions.py",
+        "harvest/reuse.py",
         "harvest/run.py",
         "harvest/shards.py",
         "harvest/text.py",
@@ -24,6 +27,7 @@ HARVEST_VERSION = CodeVersion(
         "language_model/families.py",
         "language_model/hooks.py",
         "language_model/load.py",
+        "language_model/sites.py",
         "language_model/special_tokens.py",
         "language_model/standard_library.py",
         "language_model/structure.py",
@@ -32,6 +36,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="d40f97dcefed2729b633f394db9ec64ae19f0dab331b697ff641d383bd5933a4",
+    code_sha256="f4c7c59209ff6c8b9ff5116bdd19a8970d7a870e11bfa09d1c3c85bdd4530139",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -113,8 +114,14 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         if self._kept_account() is None:
             self._start()
 
-    def shard(self, split: Split, shard: int) -> Tokens:
+    def check(self) -> None:
+        """Raises the error that ended packing, if one did."""
+        self._raise_error()
+
+    def shard(self, split: Split, shard: int, *, check: Callable[[], object] = lambda: None) -> Tokens:
         """The windows (sequences, context_length) of a shard, as soon as they are complete, in any order of asking.
+
+        `check` is called once a second while they are waited for; what it raises ends the wait.
 
         Raises:
             TooLittleText: (a ValueError) the text ends before the budget; known as soon as the text was read, not when
@@ -126,13 +133,17 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         windows = self._read(split, shard)
         if windows is None and self._packing is None:
             self._start()
+        told = time.monotonic()
         while windows is None:
+            check()
             with self._changed:
                 done = self._packing is not None and self._packing.done()
                 if not done:  # a damaged file is there until packing begins anew: look again soon
                     is_there = shard_path(self.folder, split, shard).exists()
-                    if not self._changed.wait(timeout=0.1 if is_there else TOLD_EVERY_SECONDS) and not is_there:
+                    self._changed.wait(timeout=0.1 if is_there else min(1.0, TOLD_EVERY_SECONDS))
+                    if not is_there and time.monotonic() - told >= TOLD_EVERY_SECONDS:
                         self._tell()
+                        told = time.monotonic()
             self._raise_error()
             windows = self._read(split, shard)
             if windows is None and done:
@@ -211,9 +222,10 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         packer = Packer(
             self._text,
             tokenizer,
-            bos_token_id=self._spec.model.bos_token_id,
+            bos_token_id=self._spec.window_bos,
             vocab_size=self._spec.model.vocab_size,
             context_length=self._spec.context_length,
+            rows_per_window=self._spec.rows_per_sequence,
             num_windows=self._num_windows,
             windows_per_shard=self._spec.sequences_per_shard,
             held_out_fraction=self._spec.held_out_fraction,
@@ -241,8 +253,8 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             return None
         for split in SPLITS:
             num_tokens = state.streams[split].num_tokens
-            per_shard = self._spec.sequences_per_shard * self._spec.rows_per_sequence
-            is_full = num_tokens == self._num_windows[split] * self._spec.rows_per_sequence
+            per_shard = self._spec.sequences_per_shard * self._spec.text_tokens_per_sequence
+            is_full = num_tokens == self._num_windows[split] * self._spec.text_tokens_per_sequence
             num_shards = self._spec.num_shards(self._num_windows[split]) if is_full else num_tokens // per_shard
             if any(self._read(split, shard) is None for shard in range(num_shards)):
                 return None

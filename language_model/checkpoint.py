@@ -13,13 +13,11 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-from language_model.families import GEMMA
+from language_model.families import FAMILIES, Family
 from store.atomic import parse_json, read_json
 from store.errors import StoreError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-POSITIONS: Final = "max_position_embeddings"
-"""Key of config.json: the longest sequence that the model can read."""
 FLOATS: Final = ("F64", "F32", "F16", "BF16")
 """Number formats of weights that are no packed integers."""
 
@@ -168,14 +166,31 @@ def check_config(folder: Path) -> dict[str, Any]:
             f"expected the weights in {SINGLE_FILE}, or in the files of {INDEX_FILE}, but {path} names others: "
             f"transformers_weights {config['transformers_weights']!r}. Remove that entry, or rename the weights"
         )
-    needed = (GEMMA.d_model, GEMMA.num_layers, GEMMA.vocab_size, POSITIONS)
+    family = model_family(folder)
+    needed = (family.d_model, family.num_layers, family.vocab_size, family.max_positions)
     if missing := [key for key in needed if type(config.get(key)) is not int or config[key] < 1]:
-        kind = config.get("model_type", "unknown")
         raise UnusableModel(
-            f"expected {path} to state {', '.join(missing)} as a number, as Gemma's does; its model type is {kind!r}. "
-            "Only decoder-only text models can be used: choose another language_model.name"
+            f"expected {path} to state {', '.join(missing)} as a number, as models of its type "
+            f"({config['model_type']}) do. Fetch the model again, or choose another language_model.name"
         )
     return config
+
+
+def model_family(folder: Path) -> Family:
+    """What the parts and settings of a folder's model are called.
+
+    Raises:
+        UnusableModel: a model type without a row in families.py, with the list of those that have one.
+    """
+    kind = read_object(folder / "config.json").get("model_type")
+    if isinstance(kind, str) and kind in FAMILIES:
+        return FAMILIES[kind]
+    brought = [file for file in ("config.json", "tokenizer_config.json") if "auto_map" in read_object(folder / file)]
+    code = f"; the code that {' and '.join(brought)} names (auto_map) is never run" if brought else ""
+    raise UnusableModel(
+        f"expected a causal language model of the types {', '.join(FAMILIES)}, got the model type {kind!r} in "
+        f"{folder / 'config.json'}{code}. Choose another language_model.name, or add a row to families.py"
+    )
 
 
 def check_dtypes(headers: dict[str, TensorHeader]) -> None:

@@ -1,12 +1,17 @@
 """Hooks: the places in a language model where activations are read, named as TransformerLens names them."""
 
 import re
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
-Site = Literal["resid_post"]
-"""Where in a layer: `resid_post` is the residual stream behind it. No other site is supported yet."""
+from language_model.families import Family
 
-_NAME = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.hook_resid_post")
+Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
+"""Where in a layer. The residual stream before it and behind it; what attention and the MLP add to it, behind the norms
+that some families put there. In models that compute both from the same input (GPT-NeoX, Phi) as in all others,
+resid_post = resid_pre + attn_out + mlp_out."""
+SITES: Final[tuple[Site, ...]] = get_args(Site)
+
+_NAME = re.compile(rf"blocks\.(0|[1-9][0-9]{{0,3}})\.hook_({'|'.join(SITES)})")
 
 
 class Hook(NamedTuple):
@@ -15,6 +20,12 @@ class Hook(NamedTuple):
     layer: int
     """Decoder layer, from 0."""
     site: Site
+
+    @property
+    def num_layers_needed(self) -> int:
+        """How many layers have to run before the activations are there."""
+        # What enters a layer is what the layer before gives; the first one's input is seen when that layer runs.
+        return max(1, self.layer) if self.site == "resid_pre" else self.layer + 1
 
 
 def parse_hook(name: str) -> Hook:
@@ -26,10 +37,11 @@ def parse_hook(name: str) -> Hook:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"unknown hook: expected blocks.LAYER.hook_resid_post (the residual stream after a decoder layer, "
-            f"as TransformerLens names it), got {name!r}"
+            f"unknown hook: expected blocks.LAYER.hook_SITE with a SITE of {', '.join(SITES)}, as TransformerLens "
+            f"names it, got {name!r}"
         )
-    return Hook(layer=int(match.group(1)), site="resid_post")
+    site: Site = match.group(2)  # type: ignore[assignment]
+    return Hook(layer=int(match.group(1)), site=site)
 
 
 def check_hooks(hooks: tuple[str, ...], *, num_layers: int, model_name: str) -> None:
@@ -39,4 +51,15 @@ def check_hooks(hooks: tuple[str, ...], *, num_layers: int, model_name: str) -> 
             raise ValueError(
                 f"layer out of range: expected a hook on layers 0 to {num_layers - 1} of {model_name}, got {name!r}. "
                 "Change harvest.hooks and train.hook in params.yaml"
+            )
+
+
+def check_sites(hooks: tuple[str, ...], family: Family, *, model_name: str) -> None:
+    """ValueError for a hook at a site that the model's layers do not have."""
+    for name in hooks:
+        site = parse_hook(name).site
+        if (site == "attn_out" and family.attn_out is None) or (site == "mlp_out" and family.mlp_out is None):
+            raise ValueError(
+                f"expected a hook on resid_pre or resid_post of {model_name}, got {name!r}: no part of its layers "
+                "gives what is added to the residual stream. Change harvest.hooks and train.hook in params.yaml"
             )

@@ -7,7 +7,7 @@ that the first stage says it. The large libraries, which take seconds to import,
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -20,17 +20,18 @@ from huggingface_hub.errors import (
 )
 
 from language_model.checkpoint import (
-    POSITIONS,
     ModelUnavailable,
+    UnusableModel,
     check_config,
     check_dtypes,
     check_files,
+    model_family,
     tensor_headers,
 )
-from language_model.families import GEMMA
+from language_model.families import Attention
 from language_model.identity import tokenizer_digest, weights_digest
 from language_model.special_tokens import bos_token, special_tokens
-from language_model.structure import ATTENTION, check_loading, check_structure_once, load_config, quiet_loading
+from language_model.structure import check_loading, check_structure_once, load_config, quiet_loading
 from language_model.tokenizer import transformers_tokenizer
 from store.identity import ModelIdentity
 from store.machine import explain, is_of_this_machine
@@ -38,7 +39,7 @@ from store.machine import explain, is_of_this_machine
 if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedModel
+    from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -129,8 +130,8 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
     Raises:
         UnusableModel: a later stage could not run it, or its files contradict each other; see the checks called here.
     """
-    config = check_config(folder)
-    headers = tensor_headers(folder)
+    config, family = check_config(folder), model_family(folder)
+    headers = {name: header for name, header in tensor_headers(folder).items() if not family.is_buffer(name)}
     check_dtypes(headers)
     bos = bos_token(folder)
     check_structure_once(folder, headers)
@@ -142,49 +143,98 @@ def identify(folder: Path, name: str, revision: str | None) -> ModelIdentity:
         revision=commit,
         weights_sha256=digest,
         tokenizer_sha256=tokenizer_digest(folder),
-        d_model=config[GEMMA.d_model],
-        num_layers=config[GEMMA.num_layers],
-        vocab_size=config[GEMMA.vocab_size],
+        d_model=config[family.d_model],
+        num_layers=config[family.num_layers],
+        vocab_size=config[family.vocab_size],
         bos_token_id=bos,
     )
 
 
 def max_positions(folder: Path) -> int:
     """The longest sequence, in tokens, that the model of a folder can read."""
-    positions: int = check_config(folder)[POSITIONS]
+    positions: int = check_config(folder)[model_family(folder).max_positions]
     return positions
 
 
-def load_model(folder: Path, *, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
+def load_model(
+    folder: Path, *, dtype: "torch.dtype", device: str, attention: Attention | None = None
+) -> "PreTrainedModel":
     """The causal language model of a folder, in evaluation mode, with every weight from its files.
+
+    `attention` is what its family allows, if None.
 
     Raises:
         UnusableModel: tensors are missing, have another shape or are not the model's.
     """
     from transformers import AutoModelForCausalLM
 
+    model, information = _from_files(AutoModelForCausalLM, folder, load_config(folder), dtype, attention)
+    check_loading(information, folder)
+    return model.to(device).eval()
+
+
+def load_decoder(folder: Path, *, num_layers: int, dtype: "torch.dtype", device: str) -> "PreTrainedModel":
+    """The base model of a folder with its first `num_layers` decoder layers, in evaluation mode.
+
+    Tensors of the layers above and of a head that is not tied are not read from the files. The final norm is there, and
+    stands behind the wrong layer.
+
+    Raises:
+        UnusableModel: the model has fewer layers; tensors are missing or have another shape.
+    """
+    from transformers import AutoModel
+
+    config, family = load_config(folder), model_family(folder)
+    num_stated = getattr(config, family.num_layers)
+    if not 1 <= num_layers <= num_stated:
+        raise UnusableModel(
+            f"expected 1 to {num_stated} layers of the model in {folder}, got {num_layers}. Correct harvest.hooks"
+        )
+    setattr(config, family.num_layers, num_layers)
+    for key in _SETTINGS_BY_LAYER:
+        if getattr(config, key, None) is not None:
+            setattr(config, key, getattr(config, key)[:num_layers])
+    model, information = _from_files(AutoModel, folder, config, dtype, None)
+    check_loading(information | {"unexpected_keys": ()}, folder)  # `identify` has compared all of them with the model
+    return model.to(device).eval()
+
+
+_SETTINGS_BY_LAYER = ("layer_types", "no_rope_layers")
+"""Lists in a configuration with an entry for each layer."""
+
+
+def _from_files(
+    kind: "type[AutoModel | AutoModelForCausalLM]",
+    folder: Path,
+    config: "PreTrainedConfig",
+    dtype: "torch.dtype",
+    attention: Attention | None,
+) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """A model on the CPU, and what transformers' loader has to say of it. A tensor without a place is not read."""
     with quiet_loading():
-        model, information = AutoModelForCausalLM.from_pretrained(
+        model, information = kind.from_pretrained(
             folder,
-            config=load_config(folder),
+            config=config,
             dtype=dtype,
-            attn_implementation=ATTENTION,
+            attn_implementation=attention or model_family(folder).attention,
             local_files_only=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
         )
-    check_loading(information, folder)
     model.requires_grad_(False)
-    return model.to(device).eval()
+    return model, information
 
 
 def load_bridge(folder: Path, *, dtype: "torch.dtype", device: str) -> "TransformerBridge":
-    """The model of a folder behind TransformerLens's hook names, as sae-bench drives it; exact to the bit."""
+    """The model of a folder behind TransformerLens's hook names, as sae-bench drives it; exact to the bit.
+
+    Its attention is computed step by step, as the bridge shows the steps.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = load_model(folder, dtype=dtype, device=device)
+    model = load_model(folder, dtype=dtype, device=device, attention="eager")
     model.config.architectures = [type(model).__name__]  # what it is, whatever config.json calls it
     return TransformerBridge.boot_transformers(
         str(folder),

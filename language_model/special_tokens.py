@@ -1,7 +1,7 @@
 """BOS, EOS and padding: config.json, generation_config.json and the tokenizer must name the same tokens.
 
-Every window begins with BOS, and evaluation leaves out BOS, EOS and padding: an id that only one file believes in would
-change every number without a word.
+Windows begin with BOS as a rule, and evaluation leaves out BOS, EOS and padding: an id that only one file believes in
+would change every number without a word.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from language_model.checkpoint import UnusableModel, read_object
-from language_model.families import GEMMA
+from language_model.checkpoint import UnusableModel, model_family, read_object
 from language_model.tokenizer import (
     SPECIAL_NAMES,
     ids_from_text,
@@ -25,7 +24,8 @@ from language_model.tokenizer import (
 class SpecialTokens:
     """The ids on which all files of a checkpoint agree."""
 
-    bos: int
+    bos: int | None
+    """None for a model without BOS."""
     ignored: frozenset[int]
     """BOS, EOS and padding: positions that evaluation does not count."""
 
@@ -34,43 +34,54 @@ def special_tokens(folder: Path) -> SpecialTokens:
     """The special tokens of a checkpoint.
 
     Raises:
-        UnusableModel: no BOS, an id outside the vocabulary, files that name different tokens, or a tokenizer whose
-            texts can get ids that the model does not have.
+        UnusableModel: a BOS that is no number, an id outside the vocabulary, files that name different tokens, or a
+            tokenizer whose texts can get ids that the model does not have.
     """
     path, tokenizer = folder / "config.json", load_tokenizer(folder)
-    vocab_size = read_object(path)[GEMMA.vocab_size]
+    vocab_size = read_object(path)[model_family(folder).vocab_size]
     if (largest := ids_from_text(tokenizer)) >= vocab_size:
         raise UnusableModel(
             f"expected token ids below the vocab_size of {vocab_size} in {path}, but {folder / 'tokenizer.json'} gives "
             f"ids up to {largest}. Model and tokenizer do not belong together: fetch the model again"
         )
     bos = bos_token(folder)
-    ignored = {bos}
+    ignored = set() if bos is None else {bos}
     for name in SPECIAL_NAMES:
         stated = _stated_ids(folder, name, tokenizer)
         _check_inside(name, stated, vocab_size)
         _check_equal(name, stated, tokenizer)
         ignored |= {id_ for ids in stated.values() for id_ in ids}
-    _check_template(folder, bos, tokenizer)
+    if bos is not None:
+        _check_template(folder, bos, tokenizer)
     return SpecialTokens(bos, frozenset(ignored))
 
 
-def bos_token(folder: Path) -> int:
-    """The BOS of config.json, which has to be one id. Raises UnusableModel where it is none."""
+def bos_token(folder: Path) -> int | None:
+    """The BOS of config.json; None where there is none. Raises UnusableModel for what is no id."""
     path = folder / "config.json"
-    bos = read_object(path).get(GEMMA.bos_token_id)
-    if type(bos) is not int:
+    bos = read_object(path).get(model_family(folder).bos_token_id)
+    if bos is not None and type(bos) is not int:
+        raise UnusableModel(
+            f"expected one number as bos_token_id in {path}, got {bos!r}. Write the id with which the model's training "
+            "texts begin there, or null for a model without BOS"
+        )
+    return bos
+
+
+def check_bos(folder: Path) -> None:
+    """Refuses a model without BOS, where windows are to begin with it."""
+    path = folder / "config.json"
+    if bos_token(folder) is None:
         tokenizer = load_tokenizer(folder)
         others = ", ".join(
             f"{where} names {_named(ids, tokenizer)}"
             for where, ids in _stated_ids(folder, "bos", tokenizer, with_config=False).items()
         )
-        advice = "Write the id with which the model's training texts begin there"
         raise UnusableModel(
-            f"expected one number as bos_token_id in {path}, got {bos!r}: every window begins with BOS"
-            f"{f' ({others})' if others else ''}. {advice}, or choose a model with a BOS token"
+            f"expected one number as bos_token_id in {path}, got none: every window begins with BOS"
+            f"{f' ({others})' if others else ''}. Write the id with which the model's training texts begin there; or, "
+            "if it was trained without BOS, set harvest.first_token to text"
         )
-    return bos
 
 
 def _stated_ids(

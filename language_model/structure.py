@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 from huggingface_hub.errors import StrictDataclassError
 
 from language_model import families
-from language_model.checkpoint import TensorHeader, UnusableModel, named, read_object
-from language_model.families import GEMMA
+from language_model.checkpoint import TensorHeader, UnusableModel, model_family, named, read_object
+from language_model.families import FAMILIES, Family
 from language_model.memory import recall, remember
 from store.atomic import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-ATTENTION: Final = "eager"
-"""Attention is computed the plain way: Gemma-2's soft-capping is not part of the fused kernels."""
 _DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -36,23 +34,13 @@ def load_config(folder: Path) -> "PreTrainedConfig":
     """The configuration of a folder as transformers has it; code that the folder brings along is never run.
 
     Raises:
-        UnusableModel: transformers itself does not know the model type.
+        UnusableModel: a model type without a row in families.py, or settings that transformers cannot read.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    model_family(folder)
     path = folder / "config.json"
-    kind = read_object(path).get("model_type")
-    if kind not in CONFIG_MAPPING_NAMES or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        brought = [
-            file for file in ("config.json", "tokenizer_config.json") if "auto_map" in read_object(folder / file)
-        ]
-        code = f"; the code that {' and '.join(brought)} names (auto_map) is never run" if brought else ""
-        raise UnusableModel(
-            f"expected a causal language model that transformers knows, got the model type {kind!r} in {path}{code}. "
-            "Choose another language_model.name"
-        )
+    kind = read_object(path)["model_type"]
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
@@ -69,7 +57,8 @@ def check_structure(folder: Path, headers: dict[str, TensorHeader]) -> None:
     """
     config = load_config(folder)
     model, information = _without_weights(config, headers, folder)
-    num_layers, found = read_object(folder / "config.json")[GEMMA.num_layers], len(decoder_layers(model))
+    stated = read_object(folder / "config.json")[model_family(folder).num_layers]
+    num_layers, found = stated, len(decoder_layers(model))
     if found != num_layers:
         raise UnusableModel(f"expected {num_layers} layers, as {folder / 'config.json'} says, got {found}. Correct it")
     check_loading(information, folder)
@@ -96,18 +85,32 @@ def decoder_layers(model: "PreTrainedModel") -> Any:  # noqa: ANN401 - a ModuleL
     """The decoder layers of a model, each of which gives the residual stream behind it.
 
     Raises:
-        UnusableModel: the model has no such layers, or no norm behind them.
+        UnusableModel: the model has no such layers, no norm behind them, or layers without a part that its row names.
     """
     from torch import nn
 
-    decoder = model.base_model
-    layers = getattr(decoder, GEMMA.layers, None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(decoder, GEMMA.final_norm):
+    decoder, family = model.base_model, family_of(model)
+    layers = getattr(decoder, family.layers, None)
+    if not isinstance(layers, nn.ModuleList) or not hasattr(decoder, family.final_norm):
         raise UnusableModel(
-            f"expected a decoder with .{GEMMA.layers} and a final .{GEMMA.final_norm}, as Gemma has, got "
-            f"{type(model).__name__}, whose layers have other names. Choose another language_model.name"
+            f"expected a decoder with .{family.layers} and a final .{family.final_norm}, got {type(model).__name__}, "
+            "whose layers have other names. The installed transformers is not the one that families.py was written for"
+        )
+    parts = {part for part in (family.attn_out, family.mlp_out, family.mlp) if part is not None}
+    if missing := sorted(part for part in parts if not all(hasattr(layer, part) for layer in layers)):
+        raise UnusableModel(
+            f"expected every layer of {type(model).__name__} to have {', '.join(missing)}, got layers without. The "
+            "installed transformers is not the one that families.py was written for"
         )
     return layers
+
+
+def family_of(model: "PreTrainedModel") -> Family:
+    """The row of a model that was loaded. Raises UnusableModel where there is none."""
+    kind = model.config.model_type
+    if kind not in FAMILIES:
+        raise UnusableModel(f"expected a model of the types {', '.join(FAMILIES)}, got {kind!r}. Load another one")
+    return FAMILIES[kind]
 
 
 def _without_weights(
@@ -131,7 +134,7 @@ def _without_weights(
                 state_dict=shapes,
                 device_map="meta",
                 dtype=torch.float32,
-                attn_implementation=ATTENTION,
+                attn_implementation=model_family(folder).attention,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -153,11 +156,12 @@ def check_loading(information: dict[str, Any], folder: Path) -> None:
     Raises:
         UnusableModel: names the tensors.
     """
+    family = model_family(folder)
     mismatched = {f"{name} {list(got)} for {list(wanted)}" for name, got, wanted in information["mismatched_keys"]}
     faults = {
         "is missing": information["missing_keys"],
         "has another shape": mismatched,
-        "is not part of the model": information["unexpected_keys"],
+        "is not part of the model": {name for name in information["unexpected_keys"] if not family.is_buffer(name)},
         "cannot be loaded": information["error_msgs"],
     }
     found = [f"{what}: {named(names)}" for what, names in faults.items() if names]
@@ -175,15 +179,18 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' report on the loading: `check_loading` makes errors of what it warns of."""
+    """Without transformers' bars and its report on the loading: `check_loading` makes errors of what it warns of."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 @cache

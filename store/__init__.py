@@ -8,6 +8,7 @@ machine.py      errors of the machine, which are no damage, and what to do about
 atomic.py       files whole or not at all
 replace.py      folders replaced as a whole, across file systems and on mount points
 lease.py        one writer per folder, on one machine or many
+harvest_log.py  how a cache came about: its runs, their time and speed
 process.py      which machine this is, and when a process of it started
 codec/          bytes of a chunk: the plane split and the other codecs
 cache/          what a cache is: spec, manifest, names and order of its files

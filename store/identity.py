@@ -46,7 +46,8 @@ class ModelIdentity(Record):
     d_model: Size
     num_layers: Size
     vocab_size: Size
-    bos_token_id: Count
+    bos_token_id: Count | None
+    """None for a model without BOS."""
 
     def identifying(self) -> dict[str, Any]:
         """What two identities of the same model have in common, as JSON: everything but labels."""

@@ -119,6 +119,24 @@ class Lease:
                 os.utime(self._descriptor)
 
 
+class SharedLease:
+    """A lease that another process holds, and on whose behalf this one writes: a worker of its holder."""
+
+    def __init__(self, folder: Path, token: str) -> None:
+        self.folder = folder
+        self.token = token
+
+    def check(self) -> None:
+        """Raises `LostLease` unless the holder still has it: then nobody waits for what this process writes."""
+        holder = read_lease(self.folder)
+        if holder is None or holder.token != self.token:
+            raise LostLease(
+                f"the harvest or other work in {self.folder} that this worker belongs to has ended"
+                + (f"; it is held by {_describe(holder)} now" if holder else "")
+                + ". What was committed stays; nothing more is written here"
+            )
+
+
 def acquire(folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
     """Takes the lease of `folder`, which is made if need be.
 

@@ -81,6 +81,13 @@ WAIVED = {
         "harvest/text_config.py": "settings are part of the spec",
         "harvest/estimate.py": "refuses, or does not",
         "harvest/version.py": "the version itself",
+        "compute/cluster.py": "where a shard is computed, not what is in it",
+        "compute/memory.py": "refuses, or does not",
+        "compute/progress.py": "says what happens",
+        "compute/software.py": "refuses, or does not",
+        "compute/stop.py": "when a run stops, and the next goes on behind the same shards",
+        "harvest/probe.py": "says what it will take, and refuses or does not",
+        "store/harvest_log.py": "how long it took",
         "language_model/config.py": "settings are part of the spec",
         "language_model/memory.py": "remembers what holds for the same files only",
         "language_model/identity.py": "names the model in the spec, and changes nothing that it computes",
@@ -89,6 +96,7 @@ WAIVED = {
     "train/version.py": SHARED
     | {
         "store/cache": "what is read from a cache is checked against its manifest; order.py is in the list",
+        "compute/progress.py": "says what happens",
         "compute/software.py": "refuses, or does not",
         "compute/stop.py": "decides when a run stops, and it continues to the same bytes",
         "train/checks.py": "refuses, or does not",

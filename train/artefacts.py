@@ -63,6 +63,8 @@ def save_group(
             "model": manifest.spec.model,
             "cache_digest": manifest.digest,
             "context_length": manifest.spec.context_length,
+            "first_token": manifest.spec.first_token,
+            "excluded_positions": manifest.spec.excluded_positions,
             "scale": scale,
             "norm_limit": limit,
             "seed": variant.settings.seed,

@@ -4,14 +4,12 @@ Nothing of a task's result depends on where it ran, but for the last bits that d
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from compute.cluster import refuse_other_software, run_on_workers
+from compute.progress import progress
 from train.task import Task, run_task, stop_file, training_software
 from train.telemetry import METRICS_FILE
 
@@ -38,26 +36,16 @@ def run_on_cluster(client: Any, tasks: Sequence[Task], *, num_rows: int) -> str 
     Raises OtherSoftware (a ValueError) where a worker's code or packages are not those here.
     """
     refuse_other_software(client, tasks[0].software, training_software)
-    with _bar(tasks, num_rows) as bar:
+    total = num_rows * sum(len(task.variants) for task in tasks)
+    with progress(f"train, {len(tasks)} tasks on workers", total=total, unit="SAE-token") as count:
         return run_on_workers(
             client,
             run_task,
             tasks,
             stop_file=stop_file(tasks[0].scratch),
             describe=lambda task: f"the training of {', '.join(variant.name for variant in task.variants)}",
-            on_wait=lambda: bar.update(max(0, _tokens_seen(tasks) - bar.n)),
+            on_wait=lambda: count.reach(_tokens_seen(tasks)),
         )
-
-
-def _bar(tasks: Sequence[Task], num_rows: int) -> "tqdm[Any]":
-    return tqdm(
-        desc=f"train, {len(tasks)} tasks on workers",
-        total=num_rows * sum(len(task.variants) for task in tasks),
-        unit=" SAE-tokens",
-        unit_scale=True,
-        dynamic_ncols=True,
-        file=sys.stderr,
-    )
 
 
 def _tokens_seen(tasks: Sequence[Task]) -> int:

@@ -7,14 +7,15 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from compute.progress import Progress, progress
 from compute.stop import StopRequest
 from store.errors import StoreError
 from store.read.batches import Position
@@ -137,7 +138,7 @@ def train_to_end(
                 if log:
                     lines = {name: line for run in runs for name, line in run.lines().items()}
                     telemetry.write(lines)
-                    bar.set_postfix_str(summary(lines))
+                    bar.detail(summary(lines))
                 if all(run.all_diverged for run in runs):
                     break
                 reason = request.reason()
@@ -200,17 +201,11 @@ def write_checkpoint(runs: Sequence[GroupRun], checkpoints: CheckpointPolicy, *,
         print(f"train: no checkpoint after step {num_steps_done}: {error}", file=sys.stderr)
 
 
-def progress_bar(title: str, num_steps: int, tokens_per_step: int, *, num_steps_done: int) -> "tqdm[Any]":
+def progress_bar(
+    title: str, num_steps: int, tokens_per_step: int, *, num_steps_done: int
+) -> AbstractContextManager[Progress]:
     """Progress in SAE-tokens (rows times variants), with rate and estimate, on stderr."""
-    return tqdm(
-        total=num_steps * tokens_per_step,
-        initial=num_steps_done * tokens_per_step,
-        desc=title,
-        unit=" SAE-tokens",
-        unit_scale=True,
-        dynamic_ncols=True,
-        file=sys.stderr,
-    )
+    return progress(title, total=num_steps * tokens_per_step, unit="SAE-token", done=num_steps_done * tokens_per_step)
 
 
 def summary(lines: Mapping[str, Mapping[str, float]]) -> str:

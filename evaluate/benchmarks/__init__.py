@@ -7,6 +7,7 @@ core.py        sae-bench core, the language model with and without the SAE
 geometry.py    angles between decoder directions
 sparse_probing.py             probes on few latents
 tpp.py                        latents of one class set to zero
+scr.py                        latents of a misleading label set to zero
 sparse_probing_sae_probes.py  the tasks of the package sae-probes
 autointerp.py  sae-bench autointerp, a judge explaining latents
 meta_structure.py  a second SAE, trained on decoder directions

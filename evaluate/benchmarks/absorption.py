@@ -343,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e034bd96efd15196347fd1275ec030ce05e99b1ede2e6ee1f3977a0a2bd34820",
+        code_sha256="96cf47079c0258c500f9e36975b46b66c9cb250e33109eabfe6a2c049f2f8536",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="647f1585317b45caf567c802af4aa309f3f263ace2b25581b2c971fc66915ea9",
+        code_sha256="a5fb9f5c15936e3c498d77d737dc41065682379abea5f3e3c73f4bdcc331f928",
     ),
     metrics={
         "autointerp_score": "higher",

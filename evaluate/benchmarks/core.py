@@ -101,6 +101,7 @@ def prepare(config: CoreConfig, context: BenchmarkContext) -> CoreSetUp:
             "hook": hook,
             "tokens_sha256": digest_of(tokens),
             "batch_sequences": config.batch_sequences,
+            "num_excluded_positions": context.manifest.spec.num_excluded_positions,
         }
         with context.kept.open("core", inputs) as kept:
             if not kept.is_complete:
@@ -109,6 +110,7 @@ def prepare(config: CoreConfig, context: BenchmarkContext) -> CoreSetUp:
                     Resumable(context.language_model.plain, hook),
                     tokens,
                     ignored=context.language_model.ignored_token_ids,
+                    num_excluded=context.manifest.spec.num_excluded_positions,
                     batch_sequences=config.batch_sequences,
                     device=context.device,
                     progress=context.progress,
@@ -241,11 +243,12 @@ def _losses(
         tokens,
         lambda rows: sae.decode(sae.encode(rows)),
         ignored=ignored,
+        num_excluded=context.manifest.spec.num_excluded_positions,
         batch_sequences=config.batch_sequences,
         device=context.device,
         progress=context.progress,
     )
-    counted = counted_positions(tokens, ignored)
+    counted = counted_positions(tokens, ignored, num_excluded=context.manifest.spec.num_excluded_positions)
     counts = np.stack([counted.loss.sum(axis=1), counted.divergence.sum(axis=1)], axis=1).astype(np.float64)
     sums = np.concatenate([counts, kept_sums(folder), with_sae], axis=1)
     if not sums[:, 0].any():
@@ -269,6 +272,10 @@ def _from_totals(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     }
 
 
+NO_ROW = -1
+"""Stands for the token of a position without a row, in tokens of which sae-bench reads only whether to ignore them."""
+
+
 class HeldOutRows:
     """Held-out tokens and rows in batches, in the places of SAELens's store and of the language model."""
 
@@ -282,12 +289,17 @@ class HeldOutRows:
         """Numbers of the sequences of the present batch."""
 
     def get_batch_tokens(self, batch_size: int) -> "Tensor":
-        """The next batch, (sequences, context). The text is never started over: a second reading would count twice."""
+        """The next batch, (sequences, context), with `NO_ROW` where the cache has no row.
+
+        The text is never started over: a second reading would count twice.
+        """
         if self._next + batch_size > len(self._tokens):
             raise ValueError("expected enough held-out sequences for the benchmark, got fewer")
         self.sequences = np.arange(self._next, self._next + batch_size)
         self._next += batch_size
-        return torch.from_numpy(self._tokens[self.sequences].astype(np.int64)).to(self._context.device)
+        tokens = self._tokens[self.sequences].astype(np.int64)
+        tokens[:, : self._context.manifest.spec.num_excluded_positions] = NO_ROW
+        return torch.from_numpy(tokens).to(self._context.device)
 
     def run_with_cache(self, tokens: "Tensor", **_: Any) -> tuple[None, dict[str, "Tensor"]]:  # noqa: ANN401
         """The rows of the present batch, (sequences, context, d) float32; zero where the cache has none, as at BOS."""
@@ -323,7 +335,9 @@ class CountedSAE:
         """Reconstructions (sequences, context, d) of the latents that were encoded last."""
         output = self._sae.decode(latents)
         sequences = self._rows.sequences
-        counts = torch.from_numpy(~np.isin(self._context.held_out[sequences], self._ignored)).to(output.device)
+        counted = ~np.isin(self._context.held_out[sequences], self._ignored)
+        counted[:, : self._context.manifest.spec.num_excluded_positions] = False
+        counts = torch.from_numpy(counted).to(output.device)
         of_row = torch.from_numpy(np.repeat(sequences[:, None], counts.shape[1], axis=1)).to(output.device)
         self._statistics.add(self._x[counts], self._latents[counts], output[counts], of_row[counts])
         self._context.progress(1)
@@ -361,7 +375,7 @@ def _rows(
         compute_variance_metrics=True,
         exclude_special_tokens_from_reconstruction=True,
     )
-    ignored = set(context.language_model.ignored_token_ids)
+    ignored = {*context.language_model.ignored_token_ids, NO_ROW}
     scalars, _ = run_evals(CountedSAE(sae, rows, statistics, context), rows, rows, settings, ignore_tokens=ignored)
     del scalars["token_stats"]  # of the reconstruction that is not run
     return statistics, {
@@ -397,13 +411,14 @@ BENCHMARK = Benchmark(
             "language_model/families.py",
             "language_model/hooks.py",
             "language_model/load.py",
+            "language_model/sites.py",
             "language_model/special_tokens.py",
             "language_model/structure.py",
             "language_model/tokenizer.py",
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="8553b46a6babe46d246fb6d247696b61a2447045cfbe5ee125d500727e162ae6",
+        code_sha256="3537cb95754a0e3e1020aabf8e91f676a78f3337d7fd9c4deee0957082e18876",
     ),
     metrics={
         "explained_variance": "higher",

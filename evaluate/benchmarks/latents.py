@@ -170,7 +170,8 @@ def _text(config: LatentsConfig, context: BenchmarkContext, caches: "dict[Any, A
 
 
 def _counted_rows(text: "Text", context: BenchmarkContext) -> int:
-    return int((~np.isin(text.tokens, sorted(context.language_model.ignored_token_ids))).sum())
+    with_rows = text.tokens[:, context.manifest.spec.num_excluded_positions :]
+    return int((~np.isin(with_rows, sorted(context.language_model.ignored_token_ids))).sum())
 
 
 def _keep(folder: Path, data: Any, num_rows: int) -> None:  # noqa: ANN401 - a LatentData, whose module is large
@@ -262,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="28b33eca8220ac04df957f2f68a24e02ba407f39f5f0ec7746c88acc893a1d65",
+        code_sha256="52003f6e1c804e779769928c1bce403ddba429d908762f21fff6a19c1fe821a0",
     ),
     metrics={
         "mean_density": "neither",

@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="b6ad72102a1f6ca74d7fa9166f3daf96c51a826e459ce19e65df0dc0f2bcc089",
+        code_sha256="0f81aabd4162ac93b3734f85bd8113dea44e914cffb2aaa344214f7a6d616a0d",
     ),
     metrics={
         "description_length": "lower",

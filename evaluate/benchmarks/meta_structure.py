@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e1905c15975efae378ed7c9613c16c5def62431fac326712bb224c17c568ba5c",
+        code_sha256="4a31f0ca335d9627482304a92055d0207b6d14936b1c5ba6404aae08541ca2ea",
     ),
     metrics={
         "decoder_fraction_variance_explained": "lower",

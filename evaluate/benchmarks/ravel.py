@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="169da3af6113d48219357b75676975fc1bbf2b2df59d9f33129c811f823b7c11",
+        code_sha256="f8fb8566dfb00a08f9a57d8c374cba0ba7840bb58002d7203bfa5d335c6bb99e",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

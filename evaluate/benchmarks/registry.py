@@ -1,7 +1,6 @@
 """All benchmarks. Each is one file beside this one; here they get their order."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,21 +13,13 @@ from evaluate.benchmarks import (
     mdl,
     meta_structure,
     ravel,
+    scr,
     sparse_probing,
     sparse_probing_sae_probes,
     tpp,
     unlearning,
 )
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
-
-
-@dataclass(frozen=True)
-class PlannedBenchmark:
-    """A benchmark of sae-bench 0.6.0 that this version does not run."""
-
-    name: str
-    measures: str
-
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -37,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         geometry.BENCHMARK,
         sparse_probing.BENCHMARK,
         tpp.BENCHMARK,
+        scr.BENCHMARK,
         sparse_probing_sae_probes.BENCHMARK,
         autointerp.BENCHMARK,
         meta_structure.BENCHMARK,
@@ -47,10 +39,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         latents.BENCHMARK,
     )
 }
-
-NOT_RUN_YET: tuple[PlannedBenchmark, ...] = (
-    PlannedBenchmark("scr", "Whether ablating a few latents removes a spurious correlation from a biased classifier."),
-)
 
 
 def check_measurement(benchmark: Benchmark, measurement: Measurement) -> None:

@@ -19,6 +19,7 @@ from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.labelled.config import Labels, LabelsList
 from evaluate.labelled.set_up import (
     NumTexts,
+    begin_as_sae_bench,
     datasets_identity,
     kept_dataset,
     language_model_later,
@@ -127,15 +128,10 @@ def measure(sae: EvaluatedSAE, config: SparseProbingConfig, context: BenchmarkCo
     Metrics: sae_test_accuracy (all latents; see the top), sae_top_k_test_accuracy for k = 1, 2, 5, and the same of the
     language model as llm_...; means over classes, then over data sets. Chance is 0.5.
     """
-    import random
-
-    import torch
-
     from evaluate.sae_bench import to_sae_bench
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
-    random.seed(config.random_seed)
-    torch.manual_seed(config.random_seed)
+    begin_as_sae_bench(config.random_seed)
     by_dataset: dict[str, dict[str, float]] = {}
     by_class: dict[str, JsonValue] = {}
     for labels in config.datasets:
@@ -197,6 +193,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/sparse_probing.py",
+            "evaluate/hub_data.py",
             "evaluate/labelled",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
@@ -212,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a20e43a941c79fd62de9f8ac844e9f7118b3787d0f3a91b7dea6eb7877101a9a",
+        code_sha256="9bfab80f7324102589d8ec03fce816976e10255332c67b50c780345153dfcf00",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -255,7 +255,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0fc00fbcb008bed5831d5a6970f295be7c19634e3cf38b11274c8bb542ddb05f",
+        code_sha256="14071a2a394e41df065922159020144c3485f8cce8466d287ffb84dfdc50d043",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

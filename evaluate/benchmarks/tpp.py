@@ -7,16 +7,18 @@ evaluate/labelled/set_up.py. sae-bench writes probes as pickles; they are writte
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
-from pydantic import AfterValidator, JsonValue
+from pydantic import JsonValue
 
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, Better, EvaluatedSAE, Measurement, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.labelled.config import Labels, LabelsList
 from evaluate.labelled.set_up import (
+    Epochs,
     NumTexts,
+    begin_as_sae_bench,
     datasets_identity,
     kept_dataset,
     language_model_later,
@@ -37,15 +39,6 @@ KINDS: dict[str, Better] = {
 }
 USEFUL_PROBE = 0.6
 """Accuracy of a probe below which its perturbation says little."""
-
-
-def _patience(value: int) -> int:
-    if value < 1:
-        raise ValueError(f"expected at least one epoch, got {value}. Raise it")
-    return value
-
-
-Epochs = Annotated[int, AfterValidator(_patience)]
 
 
 class TppConfig(Record):
@@ -146,16 +139,12 @@ def measure(sae: EvaluatedSAE, config: TppConfig, context: BenchmarkContext, sha
     Metrics: tpp_threshold_N_total_metric for N latents: what the class's own probe loses (intended_diff_only) minus
     what the others lose on average (unintended_diff_only); means over classes, then over data sets.
     """
-    import random
-
-    import torch
     from sae_bench.evals.scr_and_tpp.main import create_tpp_plotting_dict
 
     from evaluate.sae_bench import to_sae_bench
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
-    random.seed(config.random_seed)
-    torch.manual_seed(config.random_seed)
+    begin_as_sae_bench(config.random_seed)
     by_dataset: dict[str, dict[str, float]] = {}
     details: dict[str, JsonValue] = {}
     accuracies: list[float] = []
@@ -220,6 +209,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/tpp.py",
+            "evaluate/hub_data.py",
             "evaluate/labelled",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
@@ -235,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="96edadaf7c248e03bd05ab08257a258a19d076689ad1d3f5d80b61cd5448dec2",
+        code_sha256="62960decfec98b5cfbac24e0dfb08c7eaac8ad36dd1f8768594da4b870d30596",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

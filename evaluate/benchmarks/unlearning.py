@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="93c34012c53cfbedf2ddf1e85fd80b43dbbbf59bdf3face8d8ac34634f0c3173",
+        code_sha256="a3910e78feb7cde146a85a74851f8fc99f656aa8fda16f53cecdd92467bec288",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

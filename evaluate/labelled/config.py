@@ -40,6 +40,9 @@ def _plain_name(name: str) -> str:
     return name
 
 
+PlainName = Annotated[str, AfterValidator(_plain_name)]
+
+
 class StandardLibraryLabels(Record):
     """Passages of Python's standard library, labelled by what can be known about them."""
 
@@ -57,7 +60,7 @@ class FilesLabels(Record):
     """A person's own texts with labels, one file with a column for each."""
 
     kind: Literal["files"]
-    name: Annotated[str, AfterValidator(_plain_name)]
+    name: PlainName
     """Under which results name it."""
     path: str
     """.csv, .jsonl or .parquet."""

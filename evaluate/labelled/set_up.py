@@ -15,6 +15,7 @@ from pydantic import AfterValidator, JsonValue
 from evaluate.benchmarks.benchmark import Benchmark, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.labelled.config import HubLabels, Labels
+from evaluate.labelled.hub import enough_texts
 from evaluate.labelled.texts import identity, load, missing
 from evaluate.substituted import quiet
 from store.record import Record
@@ -34,6 +35,15 @@ def _texts(value: int) -> int:
 
 
 NumTexts = Annotated[int, AfterValidator(_texts)]
+
+
+def _epochs(value: int) -> int:
+    if value < 1:
+        raise ValueError(f"expected at least one epoch, got {value}. Raise it")
+    return value
+
+
+Epochs = Annotated[int, AfterValidator(_epochs)]
 
 
 def why_missing(labels: Sequence[Labels], benchmark: str) -> NotRun | None:
@@ -81,7 +91,13 @@ def prepare_datasets(
                     local = not isinstance(item, HubLabels)
                     texts = load(item, train_size=train_size, test_size=test_size, seed=seed) if local else None
                     classes = classes_of(item, texts)
-                    with known_to_sae_bench(item, texts, classes=classes), quiet():
+                    sizes = {"train_size": train_size, "test_size": test_size}
+                    with (
+                        known_to_sae_bench(item, texts, classes=classes),
+                        contextlib.nullcontext() if local else enough_texts(item.name, **sizes),
+                        quiet(),
+                    ):
+                        begin_as_sae_bench(seed)
                         run(throw_away_sae(context, hook, d_sae=d_sae), item, kept.path)
                     (kept.path / CLASSES_FILE).write_text(json.dumps(classes))
                     kept.finish()
@@ -97,12 +113,32 @@ def _inputs(
     return {
         **benchmark.version.identity("version"),
         "labels": identity(labels),
+        **deciding(config, context, hook),
+    }
+
+
+def deciding(config: Record, context: BenchmarkContext, hook: str) -> dict[str, JsonValue]:
+    """What decides activations and probes at a hook, but for the texts."""
+    return {
         "settings": {name: value for name, value in config if name != "datasets"},
         "language_model": context.manifest.spec.model.identifying(),
         "compute_dtype": context.manifest.spec.compute_dtype,
         "device": context.device.type,
         "hook": hook,
     }
+
+
+def begin_as_sae_bench(seed: int) -> None:
+    """Random states as sae-bench sets them before an SAE.
+
+    A set-up begins so too, each data set by itself: its probes are then the same whether or not others were kept.
+    """
+    import random
+
+    import torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextlib.contextmanager

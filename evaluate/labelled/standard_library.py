@@ -8,9 +8,10 @@ import ast
 import io
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
+from evaluate.labelled.config import UnusableLabels
 from language_model.standard_library import documents
 
 LIBRARIES = ("asyncio", "email", "importlib", "multiprocessing", "unittest")
@@ -42,16 +43,37 @@ def _by_library() -> dict[str, list[str]]:
 def _by_part() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"code": [], "comment": [], "docstring": []}
     for _, text in documents():
-        tree = ast.parse(text)
-        docstrings = _docstrings(tree)
-        comments = _comments(text)
-        found["docstring"] += _kept(docstring for docstring, _ in docstrings)
-        found["comment"] += _kept(comment for comment, _ in comments)
-        taken = {line for _, lines in (*docstrings, *comments) for line in lines}
-        lines = [line for number, line in enumerate(text.splitlines(), 1) if number not in taken and line.strip()]
-        starts = range(0, len(lines) - PASSAGE_LINES + 1, PASSAGE_LINES)
-        found["code"] += _kept("\n".join(lines[start : start + PASSAGE_LINES]) for start in starts)
+        for part, passage in _parts(text):
+            found[part].append(passage)
     return found
+
+
+def libraries_and_parts(libraries: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """(library, part, passage) of some libraries. A ValueError names those that are not there."""
+    seen = set()
+    for name, text in documents():
+        library = name.split("/")[0]
+        if library in libraries:
+            seen.add(library)
+            for part, passage in _parts(text):
+                yield library, part, passage
+    if unknown := sorted(set(libraries) - seen):
+        raise UnusableLabels(f"expected libraries of the standard library, got {', '.join(unknown)}. Correct the names")
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """(part, passage) of one source file."""
+    docstrings = _docstrings(ast.parse(text))
+    comments = _comments(text)
+    for docstring in _kept(docstring for docstring, _ in docstrings):
+        yield "docstring", docstring
+    for comment in _kept(comment for comment, _ in comments):
+        yield "comment", comment
+    taken = {line for _, lines in (*docstrings, *comments) for line in lines}
+    lines = [line for number, line in enumerate(text.splitlines(), 1) if number not in taken and line.strip()]
+    starts = range(0, len(lines) - PASSAGE_LINES + 1, PASSAGE_LINES)
+    for passage in _kept("\n".join(lines[start : start + PASSAGE_LINES]) for start in starts):
+        yield "code", passage
 
 
 def _kept(passages: Iterator[str]) -> list[str]:

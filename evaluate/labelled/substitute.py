@@ -42,7 +42,7 @@ def known_to_sae_bench(labels: Labels, texts: LabelledTexts | None, *, classes: 
         stack.enter_context(attribute(main, "pickle", SafeProbes))
         if isinstance(labels, HubLabels):
             for module in (dataset_utils, dataset_creation):
-                stack.enter_context(attribute(module, "load_dataset", loading(labels)))
+                stack.enter_context(attribute(module, "load_dataset", loading(labels.revision)))
         else:
             stack.enter_context(entry(dataset_info.chosen_classes_per_dataset, labels.name, list(classes)))
             stack.enter_context(attribute(dataset_utils, "get_multi_label_train_test_data", read))

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from evaluate.labelled.config import FilesLabels, HubLabels, Labels, StandardLibraryLabels, UnusableLabels
 from language_model.standard_library import corpus_digest
-from store.record import plain
+from store.record import Record, plain
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,32 @@ def _standard_library_digest() -> str:
 
 def identity(labels: Labels) -> dict[str, JsonValue]:
     """What decides the texts, as JSON: settings, and a digest of what is on this machine. Quick."""
-    found: dict[str, JsonValue] = plain(labels)
-    if isinstance(labels, StandardLibraryLabels):
+    return identity_of(
+        labels,
+        path=labels.path if isinstance(labels, FilesLabels) else None,
+        of_sources=isinstance(labels, StandardLibraryLabels),
+    )
+
+
+def identity_of(settings: Record, *, path: str | None, of_sources: bool) -> dict[str, JsonValue]:
+    """Settings of a data set with the digest of the file at `path`, or of the standard library's sources."""
+    found: dict[str, JsonValue] = plain(settings)
+    if of_sources:
         found["sources_sha256"] = _standard_library_digest()
-    elif isinstance(labels, FilesLabels):
+    if path is not None:
         del found["path"]  # the same file elsewhere is the same data set
-        path = Path(labels.path)
-        found["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        found["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else None
     return found
 
 
 def missing(labels: Labels) -> str:
     """What is not on this machine, in a sentence; nothing where all is, or where only the hub can tell."""
-    if isinstance(labels, FilesLabels) and not Path(labels.path).is_file():
-        return f"The data set {labels.name} is not at {labels.path}."
-    return ""
+    return missing_file(labels.name, labels.path) if isinstance(labels, FilesLabels) else ""
+
+
+def missing_file(name: str, path: str) -> str:
+    """The same of a data set in a file."""
+    return "" if Path(path).is_file() else f"The data set {name} is not at {path}."
 
 
 def load(labels: Labels, *, train_size: int, test_size: int, seed: int) -> LabelledTexts:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evaluate.latents.best import best_of_each
 from evaluate.latents.data import LogitEffects
-from language_model.families import GEMMA
+from language_model.structure import family_of
 from store.sae.geometry import unit_rows
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _BLOCK_LOGITS = 2**25
 @torch.no_grad()
 def logit_effects(model: "PreTrainedModel", W_dec: Tensor, *, count: int = NUM_TOKENS) -> LogitEffects:
     """Effects of every latent of a decoder (F, d), in float32."""
-    norm = getattr(model.base_model, GEMMA.final_norm)
+    norm = getattr(model.base_model, family_of(model).final_norm)
     head: Tensor = model.get_output_embeddings().weight
     directions = unit_rows(W_dec.to(head.device, torch.float32))
     normed = norm(directions).float() - norm(torch.zeros_like(directions[:1])).float()

@@ -43,9 +43,13 @@ def collect(
     device: torch.device,
     progress: Callable[[int], object],
 ) -> dict[str, Collected]:
-    """What each SAE's latents do on the text. `ignored` are tokens whose positions are no rows: BOS, EOS, padding."""
+    """What each SAE's latents do on the text. `ignored` are tokens whose positions are no rows: BOS, EOS, padding.
+
+    The first positions of a sequence, if the cache has no rows there, are none either.
+    """
     found: dict[str, Collected] = {}
     counted = torch.from_numpy(~np.isin(text.tokens, np.array(sorted(ignored), dtype=np.uint32)))
+    counted[:, : next(iter(caches.values())).spec.num_excluded_positions] = False
     for group in groups(saes, contexts):
         weights = {name: _on(saes[name], device) for name in group}
         collectors = {

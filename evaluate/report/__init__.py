@@ -8,6 +8,7 @@ text.py            which sentences it has, and their order
 findings.py        the sentences
 outliers.py        the sentence on rows that outweigh all others
 learned_lambda.py  the sentences on learned lambdas
+references.py      published results as rows
 probing.py         probing results that are no scores
 latents/           the latent browser
 figures.py         which figures it has, with captions

@@ -11,11 +11,14 @@ from evaluate.benchmarks.benchmark import NotRun
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import settings_of
 from evaluate.dependencies import diverged_at, fitting_card, held_out_tokens, result_inputs
+from evaluate.references import Reference, read_references
 from evaluate.results import BenchmarkResult, read_not_run, read_result, result_path
 from store.cache.manifest import Manifest, load_manifest
 from store.errors import StoreError
+from store.files.local import LocalFiles
 from store.files.open import Place, open_files
 from store.files.protocol import Files
+from store.harvest_log import HarvestLog, read_harvest_log
 from store.record import Record
 from store.sae.artefact import SAECard, load_sae, read_log
 
@@ -37,6 +40,10 @@ class ReportInputs:
     """Benchmarks that are switched off or cannot run here, with the reason and what to do."""
     diverged: dict[str, int] = field(default_factory=dict)
     """Variants whose training diverged, with the step. They have no metrics and are in nothing above."""
+    references: list[Reference] = field(default_factory=list)
+    """Published results."""
+    harvest_log: HarvestLog | None = None
+    """How the cache came about, where that lies beside it."""
 
     def only(self, variants: Sequence[str]) -> "ReportInputs":
         """The inputs on some of the variants."""
@@ -52,6 +59,8 @@ class ReportInputs:
             results={benchmark: some(results) for benchmark, results in self.results.items()},
             not_run=self.not_run,
             diverged=self.diverged,
+            references=self.references,
+            harvest_log=self.harvest_log,
         )
 
     def standard_errors(self) -> dict[str, dict[str, float]]:
@@ -84,6 +93,7 @@ def gather(
     models_folder: Path,
     results_folder: Path,
     cache: Place,
+    references: Path | None = None,
 ) -> ReportInputs:
     """Reads all that belongs to `variants` and nothing else.
 
@@ -121,6 +131,8 @@ def gather(
         results=results,
         not_run=not_run,
         diverged=diverged,
+        references=read_references(references),
+        harvest_log=read_harvest_log(files.folder, digest=manifest.digest) if isinstance(files, LocalFiles) else None,
     )
 
 

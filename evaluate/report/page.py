@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
+from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.shared_latents import chance_best_match, shared_latents
 from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shared_and_own, shown_in_full
@@ -23,6 +23,7 @@ from evaluate.report.inputs import ReportInputs, gather
 from evaluate.report.latents import page as latents_page
 from evaluate.report.latents.view import views
 from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
+from evaluate.report.references import reference_tables
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
@@ -50,10 +51,12 @@ def run(
     results_folder: Path,
     cache: Place,
     output: Path,
+    references: Path | None = None,
 ) -> Path:
     """Writes report.html, report.md, tables of all numbers, and the latent browser; returns the path of the page.
 
-    `variants` names what the report is about, in its order. Files of other variants are ignored.
+    `variants` names what the report is about, in its order. Files of other variants are ignored. `references` is the
+    folder of published results.
 
     Raises:
         StoreError: something that the report needs is missing or stale. Nothing is written.
@@ -64,6 +67,7 @@ def run(
         models_folder=models_folder,
         results_folder=results_folder,
         cache=cache,
+        references=references,
     )
     latents = views(inputs, results_folder)
     data = page_data(inputs)
@@ -152,9 +156,14 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         "common_settings": sorted(flat(common).items()),
         "training_facts": training_facts(inputs),
         "data_facts": data_facts(inputs),
+        "references": reference_tables(
+            inputs.references,
+            inputs.results,
+            {name: cards[name] for name in shown},
+            model=inputs.manifest.spec.model,
+        ),
         "has_latents": "latents" in inputs.results,
         "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
-        "planned": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
     }
 
@@ -277,13 +286,16 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
             f"{manifest.split_rows('held_out'):,} held out",
         ),
         ("Windows of text", f"{manifest.num_sequences:,}"),
-        ("Context length", f"{spec.context_length} tokens; positions left out: {', '.join(spec.excluded_positions)}"),
+        ("Context length", f"{spec.context_length} tokens"),
+        ("Windows begin with", "BOS" if spec.first_token == "bos" else "text, without BOS"),
+        ("Positions left out", ", ".join(spec.excluded_positions) or "none"),
         ("Held out", f"{manifest.num_held_out_sequences:,} windows of documents that training never saw"),
         ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
         ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
         ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
         *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
         *_text_facts(manifest.text_account),
+        *(("Harvested", line) for line in (inputs.harvest_log.lines() if inputs.harvest_log else ())),
         ("Cache digest", manifest.digest),
     ]
 

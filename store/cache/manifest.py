@@ -92,8 +92,6 @@ class Manifest(Record):
         spec = self.spec
         if len(set(spec.hooks)) != len(spec.hooks):
             raise ValueError(f"expected every hook once, got {', '.join(spec.hooks)}")
-        if spec.excluded_positions != ("bos",):
-            raise ValueError(f"expected the excluded positions ('bos',), got {spec.excluded_positions}")
         if (nbytes := 2 * spec.rows_per_chunk * spec.model.d_model) > MAX_CHUNK_NBYTES:
             raise ValueError(f"expected chunks of at most {MAX_CHUNK_NBYTES} bytes, got {nbytes}")
         if self.num_rows != self.num_sequences * spec.rows_per_sequence:

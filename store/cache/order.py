@@ -1,8 +1,9 @@
 """Where rows lie and in which order they are read: pure functions of sizes, seeds and epochs.
 
-Rows have two orders. In sequence order, row = sequence * rows_per_sequence + position - 1 (position 0 is BOS, which is
-not stored). On disk, the rows of each shard are permuted by a fixed permutation keyed by the shard's number, so that
-neighbours on disk come from different sequences; a shuffle pool of consecutive chunks is then already well mixed.
+Rows have two orders. In sequence order, row = sequence * rows_per_sequence + position - num_excluded_positions (the
+first positions, BOS as a rule, are not stored). On disk, the rows of each shard are permuted by a fixed permutation
+keyed by the shard's number, so that neighbours on disk come from different sequences; a shuffle pool of consecutive
+chunks is then already well mixed.
 """
 
 from collections.abc import Iterator

@@ -1,13 +1,21 @@
 """The spec of a cache: everything that decides its bytes, and how two specs are compared."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from store.codec.names import CodecName
 from store.errors import MismatchedCache
 from store.identity import HookName, ModelIdentity, Size, how_identified
 from store.record import Record, digest, plain
+
+FirstToken = Literal["bos", "text"]
+"""What a sequence begins with: BOS, or the next token of the text."""
+
+
+def position_names(number: int, *, first_token: FirstToken) -> tuple[str, ...]:
+    """The names of the first `number` positions of a sequence: ("bos", "1", "2"), or ("0", "1", "2") without BOS."""
+    return tuple("bos" if position == 0 and first_token == "bos" else str(position) for position in range(number))
 
 
 class CacheSpec(Record):
@@ -21,7 +29,7 @@ class CacheSpec(Record):
     context_length: Annotated[Size, Field(ge=2)]
     """Tokens per sequence, BOS included."""
     excluded_positions: tuple[str, ...]
-    """Positions whose rows are not stored, and there are no others: ("bos",)."""
+    """Positions whose rows are not stored, the first ones of a sequence: ("bos",) as a rule. See `position_names`."""
     packing: str
     """How documents became sequences, in a sentence."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)]
@@ -35,7 +43,23 @@ class CacheSpec(Record):
     codec: CodecName
     harvest_version: int
     """Raised by hand when the harvest's results change."""
+    first_token: FirstToken = Field(default="bos", exclude_if=lambda first: first == "bos")
+    """Where it is "bos" it is not in the file, as in caches of earlier versions; so with the next field's "eager"."""
+    attention: Literal["eager", "sdpa"] = Field(default="eager", exclude_if=lambda attention: attention == "eager")
+    """How attention was computed: step by step, or by torch's fused kernels. They differ in the last bits."""
     format_version: Literal[1] = 1
+
+    @model_validator(mode="after")
+    def check_positions(self) -> Self:
+        expected = position_names(len(self.excluded_positions), first_token=self.first_token)
+        if self.excluded_positions != expected or len(expected) >= self.context_length:
+            raise ValueError(
+                f"expected the excluded positions to be the first ones of {self.context_length}, such as "
+                f"{position_names(1, first_token=self.first_token)}, got {self.excluded_positions}"
+            )
+        if self.first_token == "bos" and self.model.bos_token_id is None:
+            raise ValueError("expected sequences that begin with text, as the model has no BOS, got first_token 'bos'")
+        return self
 
     @property
     def digest(self) -> str:
@@ -47,9 +71,24 @@ class CacheSpec(Record):
         return plain(self) | {"model": self.model.identifying()}
 
     @property
+    def num_excluded_positions(self) -> int:
+        """First positions of a sequence that have no row; also the first position that has one."""
+        return len(self.excluded_positions)
+
+    @property
+    def window_bos(self) -> int | None:
+        """The token that every sequence begins with; None where sequences begin with text."""
+        return self.model.bos_token_id if self.first_token == "bos" else None
+
+    @property
     def rows_per_sequence(self) -> int:
-        """Stored rows of a sequence: all positions but BOS."""
-        return self.context_length - 1
+        """Stored rows of a sequence."""
+        return self.context_length - self.num_excluded_positions
+
+    @property
+    def text_tokens_per_sequence(self) -> int:
+        """Tokens of text in a sequence: all but BOS."""
+        return self.context_length - (self.window_bos is not None)
 
     @property
     def rows_per_chunk(self) -> int:

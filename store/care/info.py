@@ -78,10 +78,12 @@ def describe(location: Place) -> str:
         f"  data digest      {manifest.digest}",
         f"  spec digest      {spec.digest}",
         f"  language model   {model.name}, revision {model.revision or 'local'}, weights {model.weights_sha256[:12]}, "
-        f"d_model {model.d_model}, {model.num_layers} layers, computed in {spec.compute_dtype}",
+        f"d_model {model.d_model}, {model.num_layers} layers, computed in {spec.compute_dtype} with "
+        f"{spec.attention} attention",
         f"  text             {_shortened(json.dumps(spec.text, sort_keys=True))}",
         f"  packing          {_shortened(spec.packing)}",
-        f"  excluded         {', '.join(spec.excluded_positions)}",
+        f"  sequences begin  with {'BOS' if spec.first_token == 'bos' else 'text, without BOS'}",
+        f"  excluded         {', '.join(spec.excluded_positions) or 'no positions'}",
         f"  sequences        {manifest.num_sequences:,} of {spec.context_length} tokens for training, "
         f"{manifest.num_held_out_sequences:,} held out (of {spec.held_out_fraction:.1%} of the documents)",
         f"  tokens           {known['num_tokens']:,} for training, {known['num_held_out_tokens']:,} held out",

@@ -21,7 +21,7 @@ class SampledRow:
     row: int
     sequence: int
     position: int
-    """In the sequence; 0 would be BOS, which has no row."""
+    """In the sequence, from 0; the first ones (BOS) have no row."""
     before: list[int]
     """Tokens up to this one, which are all that the row depends on: the last few of them."""
     token: int

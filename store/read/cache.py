@@ -67,9 +67,9 @@ class ActivationCache:
         return self.tokens(split="held_out")
 
     def locate(self, row: int) -> tuple[int, int]:
-        """(sequence, position in it) of a row in sequence order; position 0 is BOS, which has no row."""
+        """(sequence, position in it) of a row in sequence order; the first positions (BOS) have no row."""
         sequence, offset = divmod(row, self.spec.rows_per_sequence)
-        return sequence, offset + 1
+        return sequence, offset + self.spec.num_excluded_positions
 
     def context(
         self, row: int, *, before: int, after: int, split: Split = "training"

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import safetensors
 import torch
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 from safetensors.torch import load, save
 from torch import Tensor
 
 from store.atomic import file_sha256, write_bytes, write_json
 from store.cache.norm_limit import NormLimit
+from store.cache.spec import FirstToken
 from store.errors import DamagedFile, StoreError
 from store.identity import ModelIdentity
 from store.record import Record
@@ -56,9 +57,13 @@ class SAECard(Record):
     """Digest of the manifest of the activations it was trained on."""
     context_length: int
     """Tokens per sequence of those activations, BOS included."""
+    first_token: FirstToken = Field(default="bos", exclude_if=lambda first: first == "bos")
+    """What those sequences began with; not in the file where it was BOS. So with the next field's ("bos",)."""
+    excluded_positions: tuple[str, ...] = Field(default=("bos",), exclude_if=lambda names: names == ("bos",))
+    """First positions of a sequence that had no row, as CacheSpec names them."""
     scale: float
     """Training saw x * scale, chosen so that E||x||^2 = d_model; already folded into the stored biases."""
-    norm_limit: NormLimit | None = None
+    norm_limit: NormLimit | None = Field(default=None, exclude_if=lambda limit: limit is None)
     """Rows above it were no part of training; None: all rows were."""
     seed: int
     num_steps: int
@@ -176,7 +181,7 @@ def _saelens_config(card: SAECard) -> dict[str, Any]:
             "model_name": card.model.name,
             "hook_name": card.hook,
             "context_size": card.context_length,
-            "prepend_bos": True,
+            "prepend_bos": card.first_token == "bos",
             "variant": card.name,
             "training_architecture": card.architecture,
             "cache_digest": card.cache_digest,

@@ -117,6 +117,7 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
             geometry=GeometryConfig(num_bins=40),
             sparse_probing=None,
             tpp=None,
+            scr=None,
             sparse_probing_sae_probes=None,
             autointerp=AutoInterpConfig(
                 judge=LexicalJudge(kind="lexical"),

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from distributed import LocalCluster
 
 from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
@@ -21,6 +20,7 @@ from evaluate.task import BenchmarkFailed
 from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
 from tests.evaluate.conftest import evaluate
+from tests.train.dask_cluster import ROOT, dask_cluster
 
 
 @pytest.fixture
@@ -330,9 +330,11 @@ def test_a_set_up_that_finds_nothing_to_be_measurable_is_recorded_and_ends_the_r
 
 
 @pytest.mark.usefixtures("two_saes")
-def test_workers_of_a_cluster_give_the_same_bytes(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+def test_workers_of_a_cluster_give_the_same_bytes(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], tmp_path: Path
+) -> None:
     evaluate_all("core")
     here = contents(study.results / "core")
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        evaluate(study, "core", reuse=False, scheduler=cluster.scheduler_address)
+    with dask_cluster(tmp_path, code=[ROOT, ROOT]) as address:
+        evaluate(study, "core", reuse=False, scheduler=address)
     assert contents(study.results / "core") == here

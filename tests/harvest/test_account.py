@@ -18,8 +18,9 @@ def packed(text: TextSource, **changes: Any) -> tuple[dict[str, list[list[int]]]
         windows[split] += more[:, 1:].tolist()
 
     settings: dict[str, Any] = {
-        "bos_token_id": BOS, "vocab_size": 64, "context_length": 3, "num_windows": {"training": 3, "held_out": 1},
-        "windows_per_shard": 2, "held_out_fraction": 0.5, "separator_id": None, "on_shard": keep,
+        "bos_token_id": BOS, "vocab_size": 64, "context_length": 3, "rows_per_window": 2,
+        "num_windows": {"training": 3, "held_out": 1}, "windows_per_shard": 2, "held_out_fraction": 0.5,
+        "separator_id": None, "on_shard": keep,
     } | changes  # fmt: skip
     return windows, Packer(text, word_tokenizer(), **settings).run(on_progress=lambda: None)
 
@@ -77,8 +78,8 @@ def test_a_separator_stands_behind_every_document_that_has_tokens() -> None:
     windows, account = packed(text, separator_id=eos)
     assert windows == {"training": [[10, 11], [1, 12], [1, 13]], "held_out": [[50, 1]]}
     assert account.parts[0].num_training_tokens == 6
-    assert "with '<eos>' behind each (empty ones" in packing_of("<eos>")
-    assert "without a separator (empty ones" in packing_of(None)
+    assert "with '<eos>' behind each (empty ones" in packing_of("<eos>", first_token="bos")
+    assert "without a separator (empty ones" in packing_of(None, first_token="bos")
     with pytest.raises(ValueError, match=r"expected harvest.separator to be one token of the tokenizer.*got '<end>'"):
         separator_id("<end>", word_tokenizer())
 

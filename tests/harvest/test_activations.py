@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import BertConfig, BertLMHeadModel, PreTrainedModel
 
 from harvest.activations import CutModel, cut_model, harvest_rows, hidden_states, stored_rows
 from language_model.load import load_model
@@ -37,6 +37,7 @@ def harvest(model: CutModel, windows: NDArray[np.uint32], *, batch_sequences: in
         model,
         windows,
         d_model=D_MODEL,
+        rows_per_sequence=CONTEXT_LENGTH - 1,
         batch_sequences=batch_sequences,
         device="cpu",
         on_progress=lambda num_rows: None,
@@ -74,7 +75,9 @@ def test_the_last_layer_is_bit_equal_to_a_forward_hook_on_the_plain_model(
 def test_numbers_are_rounded_to_the_nearest_bfloat16_and_ties_to_even_and_bos_is_left_out() -> None:
     # bfloat16 has steps of 2**-7 at 1: the numbers below lie on a step, on two ties, below and above a tie.
     states = torch.tensor([[[99.0], [1.0], [1 + 2**-8], [1 + 3 * 2**-8], [1 + 2**-8 - 2**-20], [1 + 2**-8 + 2**-20]]])
-    assert stored_rows(states).tolist() == [[0x3F80], [0x3F80], [0x3F82], [0x3F80], [0x3F81]]
+    assert stored_rows(states, rows_per_sequence=5).tolist() == [[0x3F80], [0x3F80], [0x3F82], [0x3F80], [0x3F81]]
+    assert stored_rows(states, rows_per_sequence=2).tolist() == [[0x3F80], [0x3F81]]
+    assert stored_rows(states, rows_per_sequence=6)[0].tolist() == [0x42C6]  # 99 = 1.546875 * 2**6
 
 
 def test_rows_are_the_rounded_states_of_all_positions_but_bos_in_sequence_order(
@@ -120,6 +123,8 @@ def test_layers_behind_the_deepest_hook_do_not_run(tiny_model_folder: Path, wind
 def test_a_hook_behind_the_last_layer_and_a_model_without_layers_are_refused(tiny_model_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"hooks at layers 0 to 2 of this model, got 'blocks.3.hook_resid_post'"):
         cut(tiny_model_folder, HOOKS[0], "blocks.3.hook_resid_post")
-    other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, n_positions=8))
-    with pytest.raises(ValueError, match=r"expected a decoder with .layers and a final .norm.*, got GPT2LMHeadModel"):
+    other = BertLMHeadModel(
+        BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, vocab_size=16, is_decoder=True)
+    )
+    with pytest.raises(ValueError, match=r"expected a model of the types gemma, .*, got 'bert'"):
         cut_model(other, HOOKS)

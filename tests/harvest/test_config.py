@@ -31,9 +31,22 @@ def test_the_budget_is_rounded_down_to_whole_sequences(harvest_settings: dict[st
     assert HarvestConfig.model_validate(harvest_settings | {"num_rows": 27}).num_sequences == 3  # 3 * 7 = 21
 
 
+def test_as_many_rows_are_stored_as_positions_are_kept(harvest_settings: dict[str, Any]) -> None:
+    for number, rows_per_sequence in ((0, 8), (1, 7), (6, 2)):
+        config = HarvestConfig.model_validate(harvest_settings | {"num_positions_left_out": number})
+        assert config.rows_per_sequence == rows_per_sequence
+        assert config.num_sequences == 140 // rows_per_sequence
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"first_token": "eos"}, "first_token\n  Input should be 'bos' or 'text'"),
+        ({"num_positions_left_out": -1}, "num_positions_left_out\n  Input should be greater than or equal to 0"),
+        (
+            {"num_positions_left_out": 7},
+            "expected a context_length of at least 9, two more than the positions",
+        ),
         ({"num_row": 5}, "num_row\n  Extra inputs are not permitted"),
         ({"num_rows": "many"}, "num_rows\n  Input should be a valid integer"),
         ({"num_rows": -140}, "num_rows\n  Input should be greater than 0"),

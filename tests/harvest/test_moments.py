@@ -39,3 +39,5 @@ def test_an_activation_that_is_not_finite_is_named_by_hook_sequence_and_position
     rows[7, 2] = rows[9, 0] = bits  # row 7 is position 2 (BOS is 0) of the third sequence
     with pytest.raises(BadActivation, match=r"at blocks.1.hook_resid_post, got .* in sequence 42, position 2\."):
         shard_sums(rows, **WHERE)  # type: ignore[arg-type]
+    with pytest.raises(BadActivation, match=r"in sequence 42, position 5\."):
+        shard_sums(rows, **WHERE, first_position=4)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harvest.config import HarvestConfig
+from harvest.dispatch import HarvestResources
 from harvest.run import run
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import Manifest
@@ -50,7 +51,7 @@ def test_a_cache_on_another_disk_is_never_copied_to_it(
             model=LanguageModelConfig(name=str(tiny_model_folder), revision=None, compute_dtype="float32"),
             output=output,
             scratch=scratch,
-            device="cpu",
+            resources=HarvestResources("cpu"),
             reuse=True,
         )
 

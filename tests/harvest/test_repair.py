@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harvest.config import HarvestConfig
+from harvest.dispatch import HarvestResources
 from harvest.repair import harvest_again
 from harvest.run import run
 from language_model.config import LanguageModelConfig
@@ -26,7 +27,14 @@ class Workplace:
         self.cache = folder / "activations"
         self.model = LanguageModelConfig(name=str(model), revision=None, compute_dtype="float32")
         self.config = HarvestConfig.model_validate(settings)
-        run(self.config, model=self.model, output=self.cache, scratch=folder / "scratch", device="cpu", reuse=False)
+        run(
+            self.config,
+            model=self.model,
+            output=self.cache,
+            scratch=folder / "scratch",
+            resources=HarvestResources("cpu"),
+            reuse=False,
+        )
 
     def repair(self, cache: Path, **changes: Any) -> Repaired:  # noqa: ANN401 - settings of any type
         config = HarvestConfig.model_validate(self.config.model_dump() | changes)

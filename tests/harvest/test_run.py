@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harvest.config import HarvestConfig
+from harvest.dispatch import HarvestResources
 from harvest.estimate import check_free_space
 from harvest.moments import BadActivation
 from harvest.run import run
@@ -50,6 +51,7 @@ import json, os, signal, sys
 from pathlib import Path
 import harvest.run, store.write.writer
 from harvest.config import HarvestConfig
+from harvest.dispatch import HarvestResources
 from language_model.config import LanguageModelConfig
 
 def die(*_):
@@ -77,7 +79,7 @@ def harvest_until(moment, config, model, output, scratch):
     harvest.run.run(
         HarvestConfig.model_validate(config),
         model=LanguageModelConfig.model_validate(model),
-        output=Path(output), scratch=Path(scratch), device="cpu", reuse=True,
+        output=Path(output), scratch=Path(scratch), resources=HarvestResources("cpu"), reuse=True,
     )
 
 for job in json.loads(sys.argv[1]):
@@ -97,9 +99,20 @@ class Workplace:
         self.model = LanguageModelConfig(name=str(model_folder), revision=None, compute_dtype="float32")
         self.settings = settings
 
-    def harvest(self, *, reuse: bool = True, **changes: Any) -> Manifest:  # noqa: ANN401 - settings of any type
+    def harvest(
+        self,
+        *,
+        reuse: bool = True,
+        resources: HarvestResources | None = None,
+        **changes: Any,  # noqa: ANN401 - settings of any type
+    ) -> Manifest:
         config = HarvestConfig.model_validate(self.settings | changes)
-        return run(config, model=self.model, output=self.output, scratch=self.scratch, device="cpu", reuse=reuse)
+        manifest = run(
+            config, model=self.model, output=self.output, scratch=self.scratch, reuse=reuse,
+            resources=resources or HarvestResources("cpu"),
+        )  # fmt: skip
+        assert manifest is not None
+        return manifest
 
     def shard_files(self, hook: str = HOOK) -> dict[str, tuple[int, bytes]]:
         """(inode, bytes) by name: a shard that was not made again keeps its inode."""
@@ -368,7 +381,7 @@ def test_with_no_shard_missing_no_text_is_read(workplace: Workplace, monkeypatch
     workplace.harvest()
     before = tree(workplace.output)
     monkeypatch.setattr("harvest.shards.load_tokenizer", lambda _: pytest.fail("text is tokenized"))
-    monkeypatch.setattr("harvest.shards.load_model", lambda *_, **__: pytest.fail("the language model is loaded"))
+    monkeypatch.setattr("harvest.shards.load_cut_model", lambda *_, **__: pytest.fail("the language model is loaded"))
     workplace.harvest()
     assert tree(workplace.output) == before
 
@@ -447,9 +460,9 @@ def test_two_harvests_cannot_write_at_once(workplace: Workplace) -> None:
 
 
 def test_a_harvest_that_cannot_fit_on_the_disk_is_refused_before_it_starts(tmp_path: Path) -> None:
-    check_free_space(tmp_path, num_rows=1000, num_hooks=1, d_model=32)
-    with pytest.raises(ValueError, match=r"expected at least 37647058.8 GB of free space below .* rows at 1 hooks"):
-        check_free_space(tmp_path, num_rows=10**15, num_hooks=1, d_model=32)
+    check_free_space(tmp_path, num_rows=1000, d_model=32)
+    with pytest.raises(ValueError, match=r"expected at least 37647058.8 GB of free space below .* rows, got"):
+        check_free_space(tmp_path, num_rows=10**15, d_model=32)
 
 
 def test_an_activation_that_is_not_finite_ends_the_harvest_and_says_where(

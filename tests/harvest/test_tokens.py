@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from harvest.encode import tokenize
-from harvest.tokens import BATCH_DOCUMENTS, TooLittleText, pack
+from harvest.tokens import BATCH_DOCUMENTS, TooLittleText, pack, packing_of
 from tests.harvest.texts import BOS, text_of, word_tokenizer, words
 
 SETTINGS: dict[str, Any] = {
@@ -42,6 +42,19 @@ def test_documents_are_joined_end_to_end_and_cut_into_windows_behind_bos(tokeniz
     assert windows.training.tolist() == [[BOS, 10, 11], [BOS, 12, 13], [BOS, 14, 15]]
     assert windows.held_out.tolist() == [[BOS, 50, 51]]
     assert windows.training.dtype == windows.held_out.dtype == np.uint32
+
+
+def test_without_bos_a_window_is_text_alone(tokenizer: Tokenizer) -> None:
+    windows = pack(text_of(EXAMPLE), tokenizer, **SETTINGS | {"bos_token_id": None})
+    assert windows.training.tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
+    assert windows.held_out.tolist() == [[50, 51, 52]]
+
+
+def test_packing_is_told_in_a_sentence() -> None:
+    assert "cut into windows of BOS and context_length - 1 tokens; the last, incomplete window" in packing_of(
+        None, first_token="bos"
+    )
+    assert "cut into windows of context_length tokens; the last, inco" in packing_of("<eos>", first_token="text")
 
 
 def test_a_larger_budget_only_appends_windows(tokenizer: Tokenizer) -> None:

@@ -137,5 +137,5 @@ def in_shards(folder: Path) -> Path:
     for file in set(weight_map.values()):
         part = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
         save_file(part, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder

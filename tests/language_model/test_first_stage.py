@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pipeline import main
-from tests.language_model.checkpoints import SIZES, byte_level, copied, edit, save_model, save_tokenizer
+from tests.language_model.checkpoints import byte_level, copied, edit, save_model, save_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +82,11 @@ def check_one_message(stage: FirstStage, message: str, capsys: pytest.CaptureFix
     [
         ("config.json", {"bos_token_id": 1}, "expected one bos token, got 1 ('<eos>') in"),
         ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "expected weights in float32, float16 or"),
-        ("config.json", {"model_type": "mine", "auto_map": {}}, "expected a causal language model that transformers"),
+        (
+            "config.json",
+            {"model_type": "mine", "auto_map": {}},
+            "expected a causal language model of the types gemma, ",
+        ),
         ("config.json", {"num_hidden_layers": 5}, "expected the weights in"),
     ],
 )
@@ -95,14 +98,12 @@ def test_a_checkpoint_that_is_not_what_it_says_is_refused_here(
     check_one_message(stage, message, capsys)
 
 
-def test_a_family_whose_layers_have_other_names_is_refused_here(
+def test_a_hook_that_the_models_layers_do_not_have_is_refused_here(
     stage: FirstStage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (stage.model / "model.safetensors").unlink()
-    sizes = {key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")}
-    GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)).save_pretrained(stage.model)
-    assert stage.run() == 1
-    check_one_message(stage, "expected a decoder with .layers and a final .norm, as Gemma has, got GPTNeoX", capsys)
+    save_model(stage.model, "Granite")
+    assert stage.run(hooks=["blocks.0.hook_mlp_out"]) == 1
+    check_one_message(stage, "expected a hook on resid_pre or resid_post of granite-", capsys)
 
 
 def test_the_stage_needs_no_codecs_and_no_transformer_lens(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from language_model.checkpoint import UnusableModel
-from language_model.hooks import Hook, check_hooks, parse_hook
+from language_model.hooks import SITES, Hook, check_hooks, parse_hook
 from language_model.load import (
     EMBEDDED_FOLDER,
     ModelUnavailable,
@@ -134,7 +134,7 @@ def test_a_config_that_does_not_state_the_shape_is_refused(tiny_model_folder: Pa
     copy = shutil.copytree(tiny_model_folder, tmp_path / "other")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {key: None}))
-    match = rf"expected .*config\.json to state {key} as a number, as Gemma's does; its model type is 'gemma2'. Only"
+    match = rf"expected .*config\.json to state {key} as a number, as models of its type \(gemma2\) do\. Fetch"
     with pytest.raises(UnusableModel, match=match):
         identify(copy, str(copy), None)
 
@@ -147,9 +147,10 @@ def test_names_that_are_neither_folders_nor_hub_ids_are_refused() -> None:
 
 def test_hooks_name_layers() -> None:
     assert parse_hook("blocks.12.hook_resid_post") == Hook(layer=12, site="resid_post")
-    other_sites = [f"blocks.2.hook_{site}" for site in ("resid_pre", "attn_out", "mlp_out")]
-    for name in (*other_sites, "blocks.02.hook_resid_post", "blocks.-1.hook_resid_post", ""):
-        with pytest.raises(ValueError, match=r"unknown hook: expected blocks\.LAYER\.hook_resid_post"):
+    assert [parse_hook(f"blocks.3.hook_{site}").num_layers_needed for site in SITES] == [3, 4, 4, 4]
+    assert parse_hook("blocks.0.hook_resid_pre").num_layers_needed == 1
+    for name in ("blocks.2.hook_resid_mid", "blocks.02.hook_resid_post", "blocks.-1.hook_resid_post", ""):
+        with pytest.raises(ValueError, match="a SITE of resid_pre, attn_out, mlp_out, resid_post, as TransformerLens"):
             parse_hook(name)
     check_hooks(("blocks.3.hook_resid_post",), num_layers=4, model_name="toy")
     with pytest.raises(ValueError, match=r"layers 0 to 3 of toy, got 'blocks\.4\.hook_resid_post'"):

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, processors
 
 from language_model.checkpoint import UnusableModel
 from language_model.load import identify
-from language_model.special_tokens import special_tokens
+from language_model.special_tokens import check_bos, special_tokens
 from tests.language_model.checkpoints import VOCAB_SIZE, byte_level, copied, edit, save_model, save_tokenizer
 
 
@@ -31,12 +31,24 @@ def test_a_checkpoint_whose_files_agree_has_one_bos_and_three_tokens_to_ignore(f
     assert identify(folder, str(folder), None).bos_token_id == 2
 
 
-@pytest.mark.parametrize("bos", [None, [2], [2, 1], "2", True, 2.0, ...])
-def test_config_json_must_name_one_bos(folder: Path, bos: object) -> None:
+@pytest.mark.parametrize("bos", [[2], [2, 1], "2", True, 2.0])
+def test_config_json_must_name_one_bos_or_none(folder: Path, bos: object) -> None:
     edit(folder, "config.json", bos_token_id=bos)
-    with pytest.raises(UnusableModel, match=r"expected one number as bos_token_id in .*config.json, got ") as caught:
+    with pytest.raises(UnusableModel, match=r"expected one number as bos_token_id in .*config.json, got .*, or null"):
         identify(folder, str(folder), None)
+
+
+@pytest.mark.parametrize("bos", [None, ...])
+def test_a_model_without_bos_is_one_where_no_window_is_to_begin_with_it(folder: Path, bos: object) -> None:
+    check_bos(folder)
+    edit(folder, "config.json", bos_token_id=bos)
+    found = special_tokens(folder)
+    assert found.bos is None
+    assert identify(folder, str(folder), None).bos_token_id is None
+    with pytest.raises(UnusableModel, match=r"expected one number as bos_token_id in .*, got none: every wi") as caught:
+        check_bos(folder)
     assert "tokenizer_config.json names 2 ('<bos>')" in str(caught.value)
+    assert "if it was trained without BOS, set harvest.first_token to text" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["bos", "eos", "pad"])

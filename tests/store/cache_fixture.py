@@ -12,6 +12,7 @@ from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
 from store.identity import ModelIdentity
 from store.lease import Lease
+from store.write.growing import Taken
 from store.write.writer import CacheWriter
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
@@ -67,7 +68,10 @@ def fill(writer: CacheWriter, shard: int, split: Split = "training") -> None:
     first = shard * writer.spec.sequences_per_shard + (HELD_OUT_FROM if split == "held_out" else 0)
     last = first + writer.shard_sequences(shard, split)
     per_sequence = writer.spec.rows_per_sequence
-    rows = {hook: rows_of(hook, last)[first * per_sequence :] for hook in writer.spec.hooks}
+    rows = {
+        hook: rows_of(hook, last)[first * per_sequence :]
+        for hook in writer.missing_hooks(shard, split) or writer.spec.hooks
+    }
     sums = {}
     for hook, bits in rows.items():
         values = torch.from_numpy(bits).view(torch.bfloat16).double()
@@ -82,10 +86,16 @@ def make_writer(
     *,
     num_sequences: int = NUM_SEQUENCES,
     lease: Lease | None = None,
+    taken: Taken | None = None,
     **changes: Any,  # noqa: ANN401 - fields of the spec
 ) -> CacheWriter:
     return CacheWriter(
-        folder, make_spec(**changes), num_sequences=num_sequences, num_held_out_sequences=NUM_HELD_OUT, lease=lease
+        folder,
+        make_spec(**changes),
+        num_sequences=num_sequences,
+        num_held_out_sequences=NUM_HELD_OUT,
+        lease=lease,
+        taken=taken,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import store.lease
 from store.atomic import clear_leftovers, temporary_neighbour
 from store.errors import Busy, LostLease, MachineError
-from store.lease import acquire, exclusive_lock, read_lease
+from store.lease import SharedLease, acquire, exclusive_lock, read_lease
 from store.process import is_running, start_time
 
 ROOT = Path(__file__).parents[2]
@@ -309,3 +309,15 @@ def test_a_full_disk_leaves_no_half_of_a_lease_where_there_are_no_links(
         acquire(tmp_path)
     monkeypatch.setattr(Path, "open", opened)
     acquire(tmp_path).release()  # at once: nobody has to wait for a lease that says nothing
+
+
+def test_a_worker_writes_for_the_holder_and_for_no_other(tmp_path: Path) -> None:
+    with exclusive_lock(tmp_path) as lease:
+        worker = SharedLease(tmp_path, lease.token)
+        worker.check()
+        with pytest.raises(LostLease, match="nothing more is written here"):
+            SharedLease(tmp_path, "0" * 16).check()
+    with pytest.raises(LostLease, match="that this worker belongs to has ended"):
+        worker.check()
+    with exclusive_lock(tmp_path), pytest.raises(LostLease, match="it is held by process"):
+        worker.check()

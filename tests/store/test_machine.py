@@ -119,13 +119,13 @@ def test_a_shard_that_cannot_be_read_is_not_harvested_again(
     number: int, make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = files_in(make_cache())
-    for reader in ("file_sha256", "read_record_file"):
+    for module, reader in (("growing", "file_sha256"), ("reuse", "read_record_file")):
         with monkeypatch.context() as patched, make_writer(tmp_path / reader) as writer:
 
             def fail(*_arguments: object) -> str:
                 raise OSError(number, os.strerror(number), "/the/file")
 
-            patched.setattr(f"store.write.writer.{reader}", fail)
+            patched.setattr(f"store.write.{module}.{reader}", fail)
             with pytest.raises(MachineError, match=r"could not reuse a shard .*--no-reuse does without.*/the/file"):
                 writer.reuse_shards(earlier)
 

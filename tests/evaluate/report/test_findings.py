@@ -29,7 +29,7 @@ from store.identity import ModelIdentity
 from store.sae.artefact import SAECard
 from store.sae.stationary_lambda import stationary_lambda
 
-REFERENCE = Path(__file__).parent / "reference_sparse_probing_gemma-2-2b.json"
+REFERENCE = Path("references/sparse_probing_gemma-2-2b.json")
 METRICS = {
     "core/explained_variance": 0.9,
     "core/ce_loss_score": 0.98,

@@ -81,6 +81,53 @@ def test_shards_of_another_spec_or_with_other_bytes_are_not_reused(make_cache: M
     assert make_writer(tmp_path / "b", harvest_version=2).reuse_shards(files_in(folder)) == []
 
 
+def test_of_a_cache_with_fewer_hooks_only_the_new_one_is_written(make_cache: MakeCache, tmp_path: Path) -> None:
+    one, both = make_cache("one", hooks=HOOKS[:1]), make_cache("both")
+    with make_writer(tmp_path / "grown") as writer:
+        assert writer.reuse_shards(files_in(one)) == []
+        assert writer.missing_shards() == [0, 1, 2, 3]
+        assert {writer.missing_hooks(shard) for shard in range(4)} == {HOOKS[1:]}
+        assert writer.missing_hooks(1, "held_out") == HOOKS[1:]
+        kept = {shard: (one / HOOKS[0] / f"c/{shard}/0").stat().st_ino for shard in range(4)}
+        finish(writer)
+    assert contents(tmp_path / "grown") == contents(both)
+    assert {shard: (tmp_path / "grown" / HOOKS[0] / f"c/{shard}/0").stat().st_ino for shard in range(4)} == kept
+
+
+def test_a_cache_with_more_hooks_gives_whole_shards_and_an_unfinished_one_what_it_has(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    one, both = make_cache("one", hooks=HOOKS[1:]), make_cache("both")
+    with make_writer(tmp_path / "less", hooks=HOOKS[1:]) as writer:
+        assert len(writer.reuse_shards(files_in(both))) == 6  # 4 and 2 held out
+        writer.finish()
+    assert contents(tmp_path / "less") == contents(one)
+    with make_writer(tmp_path / "unfinished", hooks=HOOKS[1:]) as writer:
+        fill(writer, 2)
+    with make_writer(tmp_path / "grown") as writer:
+        writer.reuse_shards(files_in(tmp_path / "unfinished"))
+        assert [writer.missing_hooks(shard) for shard in range(4)] == [HOOKS, HOOKS, HOOKS[:1], HOOKS]
+        assert list(writer.taken) == [("training", 2)]
+        # A worker in another process is told what was taken, and commits whole shards.
+        with make_writer(tmp_path / "grown", taken=writer.taken) as worker:
+            fill(worker, 2)
+        assert writer.missing_shards() == [0, 1, 3]
+        finish(writer)
+    assert contents(tmp_path / "grown") == contents(both)
+
+
+def test_rows_that_belong_to_other_tokens_are_not_mixed(make_cache: MakeCache, tmp_path: Path) -> None:
+    one = make_cache("one", hooks=HOOKS[:1])
+    with make_writer(tmp_path / "grown") as writer:
+        writer.reuse_shards(files_in(one))
+        tokens = tokens_of(12)
+        tokens[0, 1] += 1
+        rows = {HOOKS[1]: rows_of(HOOKS[1], 12)}
+        sums = {HOOKS[1]: ShardSums(num_rows=96, sum=[0.0] * 48, sum_of_squares=[1.0] * 48)}
+        with pytest.raises(StoreError, match=r"the tokens that the earlier rows of .* in training shard 0 belong to"):
+            writer.submit_shard(0, tokens=tokens, rows=rows, sums=sums).result()
+
+
 def test_a_writer_continues_after_the_shards_that_are_committed(tmp_path: Path) -> None:
     writer = make_writer(tmp_path / "cache")
     fill(writer, 1)

@@ -1,0 +1,75 @@
+"""Shards of earlier harvests: of runs that were interrupted, and of earlier outputs, also with other hooks."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from compute.progress import say
+from harvest.shards import missing_shards
+from store.cache.manifest import parse_manifest
+from store.cache.paths import MANIFEST_FILE
+from store.cache.spec import CacheSpec, spec_difference
+from store.cache.split import SPLITS
+from store.cache.text_account import TextAccount
+from store.care.dvc_versions import earlier_outputs, files_in
+from store.errors import StoreError
+from store.identity import how_identified
+from store.write.growing import GrowingCache
+from store.write.reuse import is_same_but_hooks
+
+
+def reuse_shards(cache: GrowingCache, output: Path, *, interrupted: Sequence[Path]) -> TextAccount | None:
+    """Reuses shards of the folders `interrupted`, whatever their number of rows, and of earlier outputs; says so.
+
+    Returns the account of the text, if an earlier output of the same text and size has it: then no text is read.
+    """
+    for folder in interrupted:
+        cache.reuse_shards(files_in(folder))
+    before, earlier_specs, account = _hooks_missing(cache), [], None
+    for files in earlier_outputs(output.as_posix()):
+        if not missing_shards(cache) and account is not None:
+            break
+        cache.reuse_shards(files)
+        if MANIFEST_FILE in files:
+            with contextlib.suppress(OSError, StoreError):  # damaged, or of another version: it says nothing
+                earlier = parse_manifest(files[MANIFEST_FILE].read_bytes(), where=MANIFEST_FILE)
+                earlier_specs.append(earlier.spec)
+                sizes = (earlier.num_sequences, earlier.num_held_out_sequences)
+                same_text = is_same_but_hooks(cache.spec, earlier.spec)
+                if same_text and sizes == (cache.num_sequences, cache.num_held_out_sequences):
+                    account = account or earlier.text_account
+    if earlier_specs and _hooks_missing(cache) == before:
+        _tell_difference(earlier_specs[0], cache.spec)
+    return account
+
+
+def tell_what_is_reused(cache: GrowingCache) -> None:
+    """Says how many shards are there already, and which hooks of others."""
+    missing = missing_shards(cache)
+    num_shards = sum(map(cache.num_shards, SPLITS))
+    if len(missing) < num_shards:
+        say("harvest", f"{num_shards - len(missing)} of {num_shards} shards are unchanged and reused")
+    taken = cache.taken
+    if taken:
+        kept = [hook for hook in cache.spec.hooks if any(hook in rows for rows in taken.values())]
+        say(
+            "harvest",
+            f"of {len(taken)} shards the rows of {', '.join(kept)} are kept, and only those of the other hooks are "
+            "written; the language model has to read their tokens again, because it computes all hooks in one pass",
+        )
+
+
+def _hooks_missing(cache: GrowingCache) -> int:
+    return sum(len(cache.missing_hooks(shard, split)) for split, shard in missing_shards(cache))
+
+
+def _tell_difference(earlier: CacheSpec, spec: CacheSpec) -> None:
+    """Says why nothing of the newest earlier cache could be reused."""
+    difference = spec_difference(spec, earlier)
+    if difference is not None:
+        name, now, before = difference
+        say(
+            "harvest",
+            f"nothing of the earlier cache can be reused: {name} was {str(before)[:100]}, and is "
+            f"{str(now)[:100]}{how_identified(earlier.model)}",
+        )
