@@ -3,7 +3,7 @@
 from compute.code_version import CodeVersion
 
 HARVEST_VERSION = CodeVersion(
-    number=2,
+    number=3,
     files=(
         "harvest/activations.py",
         "harvest/hub.py",
