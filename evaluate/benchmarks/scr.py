@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="d404b06898e154e8d0fe5af909feafe51ec9faefd0aa436b578f3bd5f6e21335",
+        code_sha256="5d0005d5bb53a2c884a2d2af91ea01fb431c670545d150df6c257c628acda40e",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

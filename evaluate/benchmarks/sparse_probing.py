@@ -209,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9bfab80f7324102589d8ec03fce816976e10255332c67b50c780345153dfcf00",
+        code_sha256="9a37099b5c2aa97ad846f7d74dda9d99bc296898728a691a89ad7fdf63cd53bb",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="62960decfec98b5cfbac24e0dfb08c7eaac8ad36dd1f8768594da4b870d30596",
+        code_sha256="7507e9c73e8e421d7c27fd16d7ca3852e8f955bb0e98a0415bcdea3e9c82ca5c",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from evaluate.benchmarks.benchmark import NotMeasurable
-from evaluate.hub_data import explained
 from evaluate.labelled.config import UnusableLabels
 
 _COLUMNS = {
@@ -27,6 +26,8 @@ def loading(revision: str | None) -> Callable[..., Any]:
 
     def load_dataset(name: str, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as datasets has it
         import datasets
+
+        from evaluate.hub_data import explained
 
         if keywords.pop("trust_remote_code", False):
             raise ValueError(f"expected a data set of plain files, but {name} runs code of its author. Leave it out")

@@ -125,12 +125,9 @@ def test_tpp_equals_sae_bench_by_itself(
     sae = to_sae_bench(*load_sae(study.models / "two"), device=CPU)
     first = throw_away_sae(context, sae.cfg.hook_name, d_sae=50)
     model = context.language_model.hooked
-    with undisturbed(seed=0):  # our set-up, whose probes the plain run has to train from the same random numbers
-        pass
     with known_to_sae_bench(labels, texts, classes=list(texts.train)), undisturbed(seed=0), quiet():
-        scr_and_tpp.run_eval_single_dataset(
-            "places", settings, first, model, 1, sae.cfg.hook_name, "cpu", str(folder(tmp_path))
-        )
+        # The first SAE of a sweep trains the language model's probes; every further one finds them.
+        scr_and_tpp.run_eval_single_sae(settings, first, model, "cpu", str(folder(tmp_path)))
         alone, _ = scr_and_tpp.run_eval_single_sae(settings, sae, model, "cpu", str(folder(tmp_path)))
     assert {name: alone[name] for name in ours.metrics if name.startswith("tpp")} == {
         name: value for name, value in ours.metrics.items() if name.startswith("tpp")
