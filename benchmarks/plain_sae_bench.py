@@ -5,11 +5,12 @@ each SAE, as sae-bench's `run_eval` does once per call.
 """
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,33 @@ from sae_bench.evals.autointerp.eval_config import AutoInterpEvalConfig
 from sae_bench.evals.autointerp.main import run_eval_single_sae
 from sae_bench.evals.core.eval_config import CoreEvalConfig
 from sae_bench.evals.core.main import run_evals
+from sae_bench.evals.meta_structure.eval_config import MetaStructureEvalConfig
+from sae_bench.evals.meta_structure.main import run_eval_single_sae as train_meta_sae
+from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
+from sae_bench.evals.scr_and_tpp.main import run_eval_single_sae as run_perturbation
+from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+from sae_bench.evals.sparse_probing.main import run_eval_single_sae as run_probing
+from sae_bench.evals.sparse_probing_sae_probes.eval_config import SparseProbingSaeProbesEvalConfig
+from sae_bench.evals.sparse_probing_sae_probes.main import run_eval as run_sae_probes
+from sae_bench.sae_bench_utils import dataset_utils
 from sae_lens.training.activations_store import ActivationsStore
+from sae_probes.generate_model_activations import ensure_dataset_activations
 from torch import Tensor
 
 from evaluate.benchmarks.autointerp import AutoInterpConfig
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.core import CoreConfig
+from evaluate.benchmarks.meta_structure import MetaStructureConfig
+from evaluate.benchmarks.sparse_probing import SparseProbingConfig
+from evaluate.benchmarks.sparse_probing_sae_probes import SaeProbesConfig, task_names
+from evaluate.benchmarks.tpp import N_VALUES, TppConfig
 from evaluate.judge.lexical import LexicalBaseline
+from evaluate.labelled.config import Labels
+from evaluate.labelled.substitute import known_to_sae_bench
+from evaluate.labelled.texts import load
 from evaluate.sae_bench import StoredSAE, to_sae_bench
+from evaluate.substituted import attribute, quiet
+from store.record import plain
 from store.sae.artefact import load_sae
 
 
@@ -154,3 +174,85 @@ def run_autointerp(context: BenchmarkContext, config: AutoInterpConfig, folder: 
         )  # fmt: skip
     torch.set_grad_enabled(True)
     return {latent: entry["score"] for latent, entry in found.items()}
+
+
+def run_sparse_probing(context: BenchmarkContext, config: SparseProbingConfig, folder: Path) -> dict[str, float]:
+    """`sparse_probing` of the SAE in `folder`: activations and probes of the language model for it alone."""
+    settings = SparseProbingEvalConfig(
+        random_seed=config.random_seed, dataset_names=[labels.name for labels in config.datasets],
+        probe_train_set_size=config.probe_train_set_size, probe_test_set_size=config.probe_test_set_size,
+        context_length=config.context_length, sae_batch_size=config.sae_batch_size,
+        llm_batch_size=config.llm_batch_size, llm_dtype=context.manifest.spec.compute_dtype, model_name="any",
+    )  # fmt: skip
+    sizes = config.probe_train_set_size, config.probe_test_set_size
+    return _on_texts(
+        context, config.datasets, sizes, config.random_seed, folder, functools.partial(run_probing, settings)
+    )
+
+
+def run_tpp(context: BenchmarkContext, config: TppConfig, folder: Path) -> dict[str, float]:
+    """`tpp` of the SAE in `folder`: activations and probes of the language model for it alone."""
+    d_sae = load_sae(folder)[1].d_sae
+    settings = ScrAndTppEvalConfig(
+        random_seed=config.random_seed, dataset_names=[labels.name for labels in config.datasets], perform_scr=False,
+        early_stopping_patience=config.early_stopping_patience, train_set_size=config.train_set_size,
+        test_set_size=config.test_set_size, context_length=config.context_length, probe_epochs=config.probe_epochs,
+        sae_batch_size=config.sae_batch_size, llm_batch_size=config.llm_batch_size,
+        llm_dtype=context.manifest.spec.compute_dtype, model_name="any", n_values=[n for n in N_VALUES if n <= d_sae],
+    )  # fmt: skip
+    sizes = config.train_set_size, config.test_set_size
+    return _on_texts(
+        context, config.datasets, sizes, config.random_seed, folder, functools.partial(run_perturbation, settings)
+    )
+
+
+def _on_texts(
+    context: BenchmarkContext,
+    datasets_of: Sequence[Labels],
+    sizes: tuple[int, int],
+    seed: int,
+    folder: Path,
+    run: Callable[..., tuple[dict[str, Any], Any]],
+) -> dict[str, float]:
+    """sae-bench's averages over data sets that are on this machine."""
+    sae = to_sae_bench(*load_sae(folder), device=context.device)
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory(prefix="plain-sae-bench-") as artifacts:
+        texts = [load(labels, train_size=sizes[0], test_size=sizes[1], seed=seed) for labels in datasets_of]
+        by_name = {found.name: (dict(found.train), dict(found.test)) for found in texts}
+        for labels, found in zip(datasets_of, texts, strict=True):
+            stack.enter_context(known_to_sae_bench(labels, found, classes=list(found.train)))
+        # Each of these knows its own data set alone: here one function knows all.
+        stack.enter_context(attribute(dataset_utils, "get_multi_label_train_test_data", lambda name, *_: by_name[name]))
+        stack.enter_context(quiet())
+        averages, _ = run(sae, context.language_model.hooked, str(context.device), artifacts)
+    return {name: float(value) for name, value in averages.items() if not isinstance(value, dict)}
+
+
+def run_sparse_probing_sae_probes(context: BenchmarkContext, config: SaeProbesConfig, folder: Path) -> dict[str, Any]:
+    """`sparse_probing_sae_probes` of the SAE in `folder`, with the language model's own probes, for it alone."""
+    sae = to_sae_bench(*load_sae(folder), device=context.device)
+    hook = str(sae.cfg.hook_name)
+    bridge = context.language_model.bridge
+    with tempfile.TemporaryDirectory(prefix="plain-sae-bench-") as name, quiet():
+        ensure_dataset_activations(
+            "model", task_names(config), [hook], f"{name}/activations", device=str(context.device),
+            batch_size=config.llm_batch_size, max_seq_len=min(1024, context.language_model.max_positions),
+            model=bridge,
+        )  # fmt: skip
+        settings = SparseProbingSaeProbesEvalConfig(
+            model_name="model", random_seed=config.random_seed, dataset_names=task_names(config),
+            results_path=f"{name}/results", model_cache_path=f"{name}/activations",
+        )  # fmt: skip
+        found = run_sae_probes(settings, [("sae", sae)], str(context.device), f"{name}/output", force_rerun=True)
+    (output,) = found.values()
+    return dict(output["eval_result_metrics"])
+
+
+def run_meta_structure(context: BenchmarkContext, config: MetaStructureConfig, folder: Path) -> dict[str, float]:
+    """`meta_structure` of the SAE in `folder`."""
+    sae = to_sae_bench(*load_sae(folder), device=context.device)
+    torch.manual_seed(config.random_seed)
+    settings: Any = plain(config)
+    output = train_meta_sae("any", "any", sae, MetaStructureEvalConfig(**settings), str(context.device))
+    found = output.eval_result_metrics.meta_structure
+    return {"decoder_fraction_variance_explained": float(found.decoder_fraction_variance_explained)}

@@ -26,7 +26,7 @@ def keep_files(kept: KeptSetUps, benchmark: str, *, dataset: str, revision: str,
     inputs: dict[str, JsonValue] = {"dataset": dataset, "revision": revision, "files": [*sorted(names)]}
     with kept.open(f"{benchmark}-data", inputs) as set_up:
         if not set_up.is_complete:
-            with _explained(dataset):
+            with explained(dataset):
                 for name in names:
                     huggingface_hub.hf_hub_download(
                         dataset, name, repo_type="dataset", revision=revision, local_dir=set_up.path,
@@ -49,7 +49,7 @@ def keep_rows(
     wanted = {"dataset": dataset, "name": name, "revision": revision, "split": split}
     with kept.open(f"{benchmark}-data", {**wanted, "columns": list(columns)}) as set_up:
         if not set_up.is_complete:
-            with _explained(f"{dataset} ({name})"):
+            with explained(f"{dataset} ({name})"):
                 found = datasets.load_dataset(dataset, name, split=split, revision=revision, trust_remote_code=False)
                 rows = found.select_columns(list(columns))
             with (set_up.path / ROWS_FILE).open("w") as file:
@@ -64,8 +64,8 @@ def kept_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Errors of the hub's libraries as reasons for not running."""
+def explained(what: str) -> Iterator[None]:
+    """Inside, errors of the hub's libraries as reasons for not running."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import (
         EntryNotFoundError,

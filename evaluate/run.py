@@ -6,10 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from compute.cluster import connect, refuse_other_software, run_on_workers
 from compute.code_version import tell_if_edited
+from compute.progress import progress, say
 from evaluate.benchmarks.benchmark import Benchmark, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.registry import BENCHMARKS
@@ -168,10 +167,10 @@ def _measure(
 
     Returns why nothing can be measured, where the set-up found that out.
     """
-    print(f"evaluate {benchmark.name}: sets up for {len(tasks)} SAEs", file=sys.stderr)
-    with tqdm(desc=f"evaluate {benchmark.name}, set-up", unit="step") as progress:
+    say(f"evaluate {benchmark.name}", f"sets up for {len(tasks)} SAEs")
+    with progress(f"evaluate {benchmark.name}, set-up", total=None, unit="step") as steps:
         try:
-            shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=progress.update))
+            shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=steps.update))
         except NotMeasurable as error:
             return error.why
     if scheduler is None:
@@ -185,23 +184,22 @@ def _measure_here(
     benchmark: Benchmark, tasks: Sequence[EvaluationTask], context: BenchmarkContext, shared: object
 ) -> None:
     per_variant = benchmark.num_steps(tasks[0].subject.settings)
-    with tqdm(total=per_variant * len(tasks), desc=f"evaluate {benchmark.name}", unit="step") as progress:
-        counted = dataclasses.replace(context, progress=progress.update)
+    with progress(f"evaluate {benchmark.name}", total=per_variant * len(tasks), unit="step") as steps:
+        counted = dataclasses.replace(context, progress=steps.update)
         for done, task in enumerate(tasks):
-            progress.set_postfix_str(task.variant)
+            steps.detail(task.variant)
             measure_and_write(task, counted, shared)
-            progress.update(per_variant * (done + 1) - progress.n)
+            steps.reach(per_variant * (done + 1))
 
 
 def _measure_on_workers(benchmark: Benchmark, tasks: Sequence[EvaluationTask], scheduler: str) -> None:
     with (
         connect(scheduler) as client,
-        tqdm(total=len(tasks), desc=f"evaluate {benchmark.name}", unit="SAE") as progress,
+        progress(f"evaluate {benchmark.name}", total=len(tasks), unit="SAE") as finished,
     ):
 
         def count() -> None:
-            done = sum(result_path(task.finished, task.variant).exists() for task in tasks)
-            progress.update(done - progress.n)
+            finished.reach(sum(result_path(task.finished, task.variant).exists() for task in tasks))
 
         software = functools.partial(evaluation_software, benchmark.name)
         refuse_other_software(client, tasks[0].software, software)

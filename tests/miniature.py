@@ -42,4 +42,7 @@ def shrink(params: dict[str, Any]) -> None:
         "num_sparsity_sequences": 8,
         "batch_sequences": 4,
     }
+    # Minutes of probes on texts that a random model cannot tell apart; they have tests of their own.
+    profile["evaluate"] |= dict.fromkeys(("sparse_probing", "tpp", "sparse_probing_sae_probes"))
+    profile["evaluate"]["latents"]["num_held_out_sequences"] = 8
     profile["evaluate"]["meta_structure"]["train_steps"] = 20

@@ -41,6 +41,8 @@ def test_every_command_of_the_page_runs_on_a_model_and_a_text_of_ones_own(
     profile["harvest"] |= {"num_rows": 30_000, "num_held_out_sequences": 16, "context_length": 64}
     profile["train"] |= {"d_sae": 64, "num_rows": 20_000, "batch_rows": 256}
     profile["evaluate"]["core"] |= {"num_reconstruction_sequences": 8, "num_sparsity_sequences": 16}
+    profile["evaluate"]["latents"]["num_held_out_sequences"] = 16
+    profile["evaluate"] |= {"sparse_probing_sae_probes": None, "autointerp": None}  # minutes, and too little text
     profile["harvest"]["sequences_per_chunk"] = 16  # of rows as small as these, one chunk would hold all
     yaml.dump(params, Path("params.yaml"))
     said = {}

@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="07c5641b4244ca10dc74bbf69ccd83e37a4d192baaf33fe042f5d65d64c8e6ce",
+        code_sha256="f8fb8566dfb00a08f9a57d8c374cba0ba7840bb58002d7203bfa5d335c6bb99e",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

@@ -1,7 +1,6 @@
 """All benchmarks. Each is one file beside this one; here they get their order."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,15 +21,6 @@ from evaluate.benchmarks import (
 )
 from evaluate.benchmarks.benchmark import Benchmark, Measurement
 
-
-@dataclass(frozen=True)
-class PlannedBenchmark:
-    """A benchmark of sae-bench 0.6.0 that this version does not run."""
-
-    name: str
-    measures: str
-
-
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
@@ -49,8 +39,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         latents.BENCHMARK,
     )
 }
-
-NOT_RUN_YET: tuple[PlannedBenchmark, ...] = ()
 
 
 def check_measurement(benchmark: Benchmark, measurement: Measurement) -> None:

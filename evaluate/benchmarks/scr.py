@@ -9,6 +9,7 @@ probes as pickles; they are written as safetensors here.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,7 +19,7 @@ from pydantic import JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, Better, EvaluatedSAE, Measurement, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.labelled.config import UnusableLabels
+from evaluate.labelled.hub import enough_texts
 from evaluate.labelled.set_up import Epochs, NumTexts, begin_as_sae_bench, deciding, language_model_later
 from evaluate.labelled.texts import missing_file
 from evaluate.labelled.two_labels import (
@@ -124,15 +125,17 @@ def prepare(config: ScrConfig, context: BenchmarkContext) -> SetUp:
                 }
                 with context.kept.open("scr", inputs) as kept:
                     if not kept.is_complete:
-                        texts = None
-                        if not isinstance(item, HubTwoLabels):
-                            texts = load_pair(
-                                item, pair, train_size=config.train_set_size, test_size=config.test_set_size,
-                                seed=config.random_seed,
-                            )  # fmt: skip
+                        checks: AbstractContextManager[None]
+                        texts: PairTexts | None
+                        sizes = {"train_size": config.train_set_size, "test_size": config.test_set_size}
+                        if isinstance(item, HubTwoLabels):
+                            texts, checks = None, enough_texts(item.name, **sizes)
+                        else:
+                            texts, checks = load_pair(item, pair, seed=config.random_seed, **sizes), nullcontext()
                         begin_as_sae_bench(config.random_seed)
                         sae = throw_away_sae(context, hook, d_sae=2 * N_VALUES[0])
-                        _run(config, context, sae, item, pair, kept.path, texts)
+                        with checks:
+                            _run(config, context, sae, item, pair, kept.path, texts)
                         kept.finish()
                 folders[hook, item.name, pair] = kept.path
         context.progress(1)
@@ -168,28 +171,21 @@ def _run(
             model_name=sae.cfg.model_name,
             n_values=[n for n in N_VALUES if n <= sae.W_dec.shape[0]],
         )
-        try:
-            return cast(
-                "tuple[Raw, dict[str, float]]",
-                run_eval_single_dataset(
-                    name,
-                    settings,
-                    sae,
-                    language_model_later(context),
-                    sae.cfg.hook_layer,
-                    sae.cfg.hook_name,
-                    str(context.device),
-                    str(folder),
-                    save_activations=True,
-                    column1_vals=pair,
-                ),
-            )
-        except AssertionError as error:  # sae-bench's only word on data that are too few
-            raise UnusableLabels(
-                f"expected enough texts of {' and '.join(pair)} in {item.name} for train_set_size "
-                f"{config.train_set_size} and test_set_size {config.test_set_size}, got fewer in one of the four "
-                "groups. Lower the sizes"
-            ) from error
+        return cast(
+            "tuple[Raw, dict[str, float]]",
+            run_eval_single_dataset(
+                name,
+                settings,
+                sae,
+                language_model_later(context),
+                sae.cfg.hook_layer,
+                sae.cfg.hook_name,
+                str(context.device),
+                str(folder),
+                save_activations=True,
+                column1_vals=pair,
+            ),
+        )
 
 
 def measure(sae: EvaluatedSAE, config: ScrConfig, context: BenchmarkContext, shared: SetUp) -> Measurement:
@@ -304,6 +300,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/scr.py",
+            "evaluate/hub_data.py",
             "evaluate/labelled",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
@@ -319,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="cdb5a231c89897cb84da9e64ba0f5badb39abc9aaa3ff99d210573a23c1e45e4",
+        code_sha256="d404b06898e154e8d0fe5af909feafe51ec9faefd0aa436b578f3bd5f6e21335",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

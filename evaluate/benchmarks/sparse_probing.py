@@ -193,6 +193,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/sparse_probing.py",
+            "evaluate/hub_data.py",
             "evaluate/labelled",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
@@ -208,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="951e2090a6d404ad68d97aff32a1bee8c84435d6c23aafe03ab960235bafa2af",
+        code_sha256="9bfab80f7324102589d8ec03fce816976e10255332c67b50c780345153dfcf00",
     ),
     metrics={
         "sae_test_accuracy": "higher",

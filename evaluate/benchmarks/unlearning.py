@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="4cccd899c716a7cef9a2e76ff76d16296e0d125b5730ce1d05f6bcaafc926157",
+        code_sha256="a3910e78feb7cde146a85a74851f8fc99f656aa8fda16f53cecdd92467bec288",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

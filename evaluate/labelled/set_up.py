@@ -15,6 +15,7 @@ from pydantic import AfterValidator, JsonValue
 from evaluate.benchmarks.benchmark import Benchmark, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.labelled.config import HubLabels, Labels
+from evaluate.labelled.hub import enough_texts
 from evaluate.labelled.texts import identity, load, missing
 from evaluate.substituted import quiet
 from store.record import Record
@@ -90,7 +91,12 @@ def prepare_datasets(
                     local = not isinstance(item, HubLabels)
                     texts = load(item, train_size=train_size, test_size=test_size, seed=seed) if local else None
                     classes = classes_of(item, texts)
-                    with known_to_sae_bench(item, texts, classes=classes), quiet():
+                    sizes = {"train_size": train_size, "test_size": test_size}
+                    with (
+                        known_to_sae_bench(item, texts, classes=classes),
+                        contextlib.nullcontext() if local else enough_texts(item.name, **sizes),
+                        quiet(),
+                    ):
                         begin_as_sae_bench(seed)
                         run(throw_away_sae(context, hook, d_sae=d_sae), item, kept.path)
                     (kept.path / CLASSES_FILE).write_text(json.dumps(classes))

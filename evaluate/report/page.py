@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluate.benchmarks.registry import BENCHMARKS, NOT_RUN_YET
+from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.shared_latents import chance_best_match, shared_latents
 from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shared_and_own, shown_in_full
@@ -164,7 +164,6 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         ),
         "has_latents": "latents" in inputs.results,
         "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
-        "planned": NOT_RUN_YET,
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
     }
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from evaluate.benchmarks.registry import NOT_RUN_YET
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, digest_without_treatment
 from evaluate.compare.uncertainty import estimate
@@ -86,18 +85,22 @@ def core_findings(inputs: ReportInputs, reference: Mapping[str, str | None]) -> 
 
 
 def remark_findings(inputs: ReportInputs) -> list[Finding | None]:
-    """What benchmarks say about results of theirs that are no scores; `core` has sentences of its own."""
-    return [
-        Finding("warning", f"{name}: {remark}")
-        for name, results in inputs.results.items()
-        if name != "core"
-        for remark in remarks(results)
-    ]
+    """What benchmarks say about how their results may be read, the first remark of each; all are with its table.
+
+    `core` has sentences of its own.
+    """
+    found: list[Finding | None] = []
+    for name, results in inputs.results.items():
+        first, *others = remarks(results) or [""]
+        if first and name != "core":
+            more = f" {len(others)} more such remarks are with its table, under Benchmarks." if others else ""
+            found.append(Finding("warning", f"{name}, {first}{more}"))
+    return found
 
 
 def not_run_finding(inputs: ReportInputs) -> Finding | None:
     """Names what was not measured."""
-    names = [*inputs.not_run, *(planned.name for planned in NOT_RUN_YET)]
+    names = list(inputs.not_run)
     if not names:
         return None
     return Finding(
