@@ -95,7 +95,7 @@ def harvest(settings: HarvestConfig, folder: Path, resources: HarvestResources) 
 def killer(folder: Path, settings: HarvestConfig, *, kills: int, seed: int) -> Iterator[list[int]]:
     """Kills `kills` workers of this process at random moments of the harvest in `folder`; gives their process ids."""
     chosen = random.Random(seed)
-    moments = sorted(chosen.sample(range(num_shards(settings) - 2), k=kills))
+    moments = sorted(chosen.sample(range(1, num_shards(settings) - 1), k=kills))
     killed: list[int] = []
     ended = threading.Event()
 

@@ -27,6 +27,7 @@ DEAD_WORKER_SECONDS = 5.0
 _LOOK_EVERY_SECONDS = 2.0
 _LOOK_FOR_WORKERS_SECONDS = 0.2
 _LOST_SECONDS = 5.0
+_RESULT_SECONDS = 10.0
 _ALLOWED_LOSSES = 3
 
 Task = TypeVar("Task")
@@ -210,13 +211,16 @@ def run_on_workers(
                         )
                     waiting.appendleft(task)
                 for future in _finished(running):
-                    task, _ = running.pop(future)
+                    task, _ = running[future]
                     try:
                         stopped = _result(future, describe(task)) or stopped
                     except WorkersDied:
                         if not begin_again(task):
                             raise
                         waiting.appendleft(task)
+                    except TimeoutError:
+                        continue  # the worker that held the result has died, and the task runs again
+                    del running[future]
                 stopped = _pass_on(request, stop_file) or stopped
                 on_wait()
         except BaseException:
@@ -248,11 +252,11 @@ class _LostTasks:
 
 
 def _result(future: Any, description: str) -> str | None:  # noqa: ANN401 - distributed has no types
-    """What a task returned; raises what it raised."""
+    """What a task returned; raises what it raised, and TimeoutError where the result is gone."""
     from distributed.scheduler import KilledWorker
 
     try:
-        stopped: str | None = future.result()
+        stopped: str | None = future.result(timeout=_RESULT_SECONDS)
     except KilledWorker as error:
         raise WorkersDied(
             f"expected a worker to survive {description}, but several died of it ({error}). Look at their logs; lower "
