@@ -188,7 +188,7 @@ BENCHMARK = Benchmark(
     config=SparseProbingConfig,
     needs=frozenset({"language_model", "labelled_text"}),
     version=CodeVersion(
-        number=1,
+        number=2,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
@@ -209,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9a37099b5c2aa97ad846f7d74dda9d99bc296898728a691a89ad7fdf63cd53bb",
+        code_sha256="f1dee85b9fd23cd07741d5ddf24004690ccbffb91b4a1bdc5f710af06d37f943",
     ),
     metrics={
         "sae_test_accuracy": "higher",

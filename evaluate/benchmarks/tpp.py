@@ -204,7 +204,7 @@ BENCHMARK = Benchmark(
     config=TppConfig,
     needs=frozenset({"language_model", "labelled_text"}),
     version=CodeVersion(
-        number=1,
+        number=2,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="7507e9c73e8e421d7c27fd16d7ca3852e8f955bb0e98a0415bcdea3e9c82ca5c",
+        code_sha256="e1f0d871c2901b11396c454b89daf7e161a928d6c6e1958a99a8be6944634387",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),
