@@ -13,6 +13,7 @@ throw_away.py           an SAE that fills sae-bench's caches
 isolation.py            random states and the like, as before each benchmark
 bootstrap.py            sampling errors
 row_statistics.py       sums over held-out rows
+held_out_rows.py        the cache's rows, as sae-bench core reads them
 language_model_loss.py  losses with and without the SAE
 hub_data.py             data sets of a hub, fetched once
 meaningful.py           models and SAEs that are too small

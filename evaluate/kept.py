@@ -103,13 +103,16 @@ class KeptSetUps:
         path = self.folder / f"{benchmark}-{digest(dict(inputs))[:16]}"
         path.mkdir(parents=True, exist_ok=True)
         self._in_use.add(path)
-        with exclusive_lock(path):
-            kept = KeptSetUp(path, inputs)
-            if kept.is_complete:
-                (path / _RECORD).touch()  # its last use
-            else:
-                kept.empty()
-            yield kept
+        kept = KeptSetUp(path, inputs)
+        if not kept.is_complete:
+            with exclusive_lock(path):
+                kept = KeptSetUp(path, inputs)
+                if not kept.is_complete:
+                    kept.empty()
+                yield kept
+        else:
+            (path / _RECORD).touch()  # its last use
+            yield kept  # without a lock: many processes may read what is finished
 
     def make_room(self) -> None:
         """Removes set-ups, those first that were not used for longest, until the rest fits the budget."""

@@ -20,9 +20,9 @@ class RowFigures:
     """What the sums give."""
 
     metrics: dict[str, float]
-    """explained_variance, mse, cosine_similarity; see benchmarks/core.py."""
+    """explained_variance, mse, cosine_similarity, l0, l1; see benchmarks/core.py."""
     standard_errors: dict[str, float]
-    """Of these and of l0 and l1, by bootstrap over sequences."""
+    """Of these, by bootstrap over sequences."""
     num_rows: int
     firing_counts: Tensor
     """Rows on which each latent is above zero, (F,) int64."""
@@ -95,6 +95,8 @@ class RowStatistics:
                 "explained_variance": 1.0 - float(self._residual.sum()) / variance_sum,
                 "mse": float(self._residual.sum()) / num_rows,
                 "cosine_similarity": float(self._cosine.sum()) / num_rows,
+                "l0": float(self._l0.sum()) / num_rows,
+                "l1": float(self._l1.sum()) / num_rows,
             },
             standard_errors=standard_errors(sums, _from_totals),
             num_rows=num_rows,

@@ -16,7 +16,7 @@ Three metrics of sae-bench 0.6.0 are replaced by float64 sums over the same rows
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import torch
@@ -27,12 +27,10 @@ from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.bootstrap import standard_errors
-from evaluate.row_statistics import RowStatistics
+from evaluate.held_out_rows import measure_rows
 from store.record import Record
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from evaluate.sae_bench import StoredSAE
 
 ROWS_BYTES = 2**30
@@ -168,38 +166,49 @@ def digest_of(tokens: NDArray[np.uint32]) -> str:
 def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, shared: CoreSetUp) -> Measurement:
     """Runs the SAE on held-out rows and in the language model. Positions of BOS, EOS and padding never count.
 
-    Metrics: explained_variance, mse, cosine_similarity, l0, l1, l2_ratio, num_dead_latents, fraction_dead_latents,
-    num_constant_latents, num_rows; ce_loss_without_sae, ce_loss_with_sae, ce_loss_with_ablation (the hook set to zero
-    everywhere), ce_loss_score = (ablation - with) / (ablation - without), and the three kl_div metrics alike.
+    Metrics: explained_variance, mse, cosine_similarity, l0, l1 and num_rows, of rows within the limit of the norm that
+    the SAE was trained with, and the same over all rows as `..._all_rows` (equal where there is no limit); of all rows
+    l2_ratio, num_dead_latents, fraction_dead_latents, num_constant_latents; of all positions ce_loss_without_sae,
+    ce_loss_with_sae, ce_loss_with_ablation (the hook set to zero everywhere), ce_loss_score = (ablation - with) / (ablation - without), and the three kl_div metrics alike.
     Cross-entropies are nats per token; predictions made from BOS are left out.
     """
     from evaluate.sae_bench import to_sae_bench
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
     losses, loss_errors, num_predictions = _losses(adapted, config, context, shared.folders[sae.card.hook])
-    statistics, of_sae_bench = _rows(adapted, config, context, shared.rows[sae.card.hook])
-    figures = statistics.figures()
+    found, of_sae_bench = measure_rows(
+        adapted,
+        context,
+        shared.rows[sae.card.hook],
+        num_sequences=config.num_sparsity_sequences,
+        batch_sequences=config.batch_sequences,
+        limit=sae.card.norm_limit,
+    )
+    figures = found.all_rows.figures()
+    within = figures if found.within is None else found.within.figures()
     num_dead = int((figures.firing_counts == 0).sum())
     return Measurement(
         metrics={
-            **figures.metrics,
-            "l0": of_sae_bench["sparsity"]["l0"],
-            "l1": of_sae_bench["sparsity"]["l1"],
+            **within.metrics,
+            **{f"{name}_all_rows": value for name, value in figures.metrics.items()},
             "l2_ratio": of_sae_bench["shrinkage"]["l2_ratio"],
             "num_dead_latents": float(num_dead),
             "fraction_dead_latents": num_dead / len(figures.firing_counts),
             "num_constant_latents": float(figures.num_constant_latents),
-            "num_rows": float(figures.num_rows),
+            "num_rows": float(within.num_rows),
+            "num_rows_all_rows": float(figures.num_rows),
             **losses,
         },
         basis={
-            "rows": figures.num_rows,
+            "rows": within.num_rows,
             "sequences": config.num_sparsity_sequences,
             "predictions": num_predictions,
             "sequences_of_predictions": config.num_reconstruction_sequences,
         },
-        standard_errors=figures.standard_errors | loss_errors,
-        remarks=_remarks(figures.metrics, num_dead, figures.num_constant_latents, len(figures.firing_counts), losses),
+        standard_errors=within.standard_errors
+        | {f"{name}_all_rows": error for name, error in figures.standard_errors.items()}
+        | loss_errors,
+        remarks=_remarks(within.metrics, num_dead, figures.num_constant_latents, len(figures.firing_counts), losses),
         details={
             "firing_counts": figures.firing_counts.tolist(),
             "top_rows_variance_share": figures.top_rows_variance_share,
@@ -272,117 +281,6 @@ def _from_totals(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     }
 
 
-NO_ROW = -1
-"""Stands for the token of a position without a row, in tokens of which sae-bench reads only whether to ignore them."""
-
-
-class HeldOutRows:
-    """Held-out tokens and rows in batches, in the places of SAELens's store and of the language model."""
-
-    def __init__(self, config: CoreConfig, context: BenchmarkContext, hook: str, in_memory: NDArray[np.uint16]) -> None:
-        self.context_size = context.manifest.spec.context_length
-        self.store_batch_size_prompts = config.batch_sequences
-        self._tokens = context.held_out[: config.num_sparsity_sequences]
-        self._context, self._hook, self._in_memory = context, hook, in_memory
-        self._next = 0
-        self.sequences: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        """Numbers of the sequences of the present batch."""
-
-    def get_batch_tokens(self, batch_size: int) -> "Tensor":
-        """The next batch, (sequences, context), with `NO_ROW` where the cache has no row.
-
-        The text is never started over: a second reading would count twice.
-        """
-        if self._next + batch_size > len(self._tokens):
-            raise ValueError("expected enough held-out sequences for the benchmark, got fewer")
-        self.sequences = np.arange(self._next, self._next + batch_size)
-        self._next += batch_size
-        tokens = self._tokens[self.sequences].astype(np.int64)
-        tokens[:, : self._context.manifest.spec.num_excluded_positions] = NO_ROW
-        return torch.from_numpy(tokens).to(self._context.device)
-
-    def run_with_cache(self, tokens: "Tensor", **_: Any) -> tuple[None, dict[str, "Tensor"]]:  # noqa: ANN401
-        """The rows of the present batch, (sequences, context, d) float32; zero where the cache has none, as at BOS."""
-        spec = self._context.manifest.spec
-        per_sequence = spec.rows_per_sequence
-        numbers = (self.sequences[:, None] * per_sequence + np.arange(per_sequence)).reshape(-1)
-        if numbers[-1] < len(self._in_memory):
-            bits = self._in_memory[numbers[0] : numbers[-1] + 1]
-        else:
-            bits = self._context.held_out_cache.rows(self._hook, numbers, split="held_out")
-        rows = torch.from_numpy((bits.astype(np.uint32) << 16).view(np.float32))
-        activations = torch.zeros(*tokens.shape, spec.model.d_model)
-        activations[:, spec.context_length - per_sequence :] = rows.reshape(len(tokens), per_sequence, -1)
-        return None, {self._hook: activations.to(self._context.device)}
-
-
-class CountedSAE:
-    """An SAE whose encode and decode also feed the statistics, so that each row is encoded once."""
-
-    def __init__(
-        self, sae: "StoredSAE", rows: HeldOutRows, statistics: RowStatistics, context: BenchmarkContext
-    ) -> None:
-        self._sae, self._rows, self._statistics, self._context = sae, rows, statistics, context
-        self._ignored = np.array(sorted(context.language_model.ignored_token_ids))
-        self.cfg, self.device = sae.cfg, sae.device
-
-    def encode(self, x: "Tensor") -> "Tensor":
-        """Latents (sequences, context, F) of activations (sequences, context, d)."""
-        self._x, self._latents = x, self._sae.encode(x)
-        return self._latents
-
-    def decode(self, latents: "Tensor") -> "Tensor":
-        """Reconstructions (sequences, context, d) of the latents that were encoded last."""
-        output = self._sae.decode(latents)
-        sequences = self._rows.sequences
-        counted = ~np.isin(self._context.held_out[sequences], self._ignored)
-        counted[:, : self._context.manifest.spec.num_excluded_positions] = False
-        counts = torch.from_numpy(counted).to(output.device)
-        of_row = torch.from_numpy(np.repeat(sequences[:, None], counts.shape[1], axis=1)).to(output.device)
-        self._statistics.add(self._x[counts], self._latents[counts], output[counts], of_row[counts])
-        self._context.progress(1)
-        return output
-
-
-@torch.no_grad()
-def _rows(
-    sae: "StoredSAE", config: CoreConfig, context: BenchmarkContext, in_memory: NDArray[np.uint16]
-) -> tuple[RowStatistics, dict[str, dict[str, float]]]:
-    """The statistics of the held-out rows, and sae-bench's own figures over the same rows."""
-    from sae_bench.evals.core.eval_config import CoreEvalConfig
-    from sae_bench.evals.core.main import run_evals
-
-    d_model, d_sae = sae.W_enc.shape
-    statistics = RowStatistics(
-        num_sequences=config.num_sparsity_sequences,
-        most_rows=config.num_sparsity_sequences * context.manifest.spec.context_length,
-        d_model=d_model,
-        d_sae=d_sae,
-        device=context.device,
-    )
-    rows = HeldOutRows(config, context, sae.cfg.hook_name, in_memory)
-    num_batches = config.num_sparsity_sequences // config.batch_sequences
-    settings = CoreEvalConfig(
-        model_name=sae.cfg.model_name,
-        batch_size_prompts=config.batch_sequences,
-        n_eval_reconstruction_batches=1,
-        n_eval_sparsity_variance_batches=num_batches,
-        context_size=rows.context_size,
-        compute_kl=False,
-        compute_ce_loss=False,
-        compute_l2_norms=True,
-        compute_sparsity_metrics=True,
-        compute_variance_metrics=True,
-        exclude_special_tokens_from_reconstruction=True,
-    )
-    ignored = {*context.language_model.ignored_token_ids, NO_ROW}
-    scalars, _ = run_evals(CountedSAE(sae, rows, statistics, context), rows, rows, settings, ignore_tokens=ignored)
-    del scalars["token_stats"]  # of the reconstruction that is not run
-    return statistics, {
-        group: {name: float(value) for name, value in values.items()} for group, values in scalars.items()
-    }
-
-
 def _json(scalars: dict[str, dict[str, float]]) -> JsonValue:
     """sae-bench's metrics as JSON: one that is not a number (a ratio of zeros) becomes null."""
     return {
@@ -396,12 +294,13 @@ BENCHMARK = Benchmark(
     config=CoreConfig,
     needs=frozenset({"language_model", "held_out_tokens", "held_out_rows"}),
     version=CodeVersion(
-        number=3,
+        number=4,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/core.py",
             "evaluate/bootstrap.py",
+            "evaluate/held_out_rows.py",
             "evaluate/language_model_loss.py",
             "evaluate/loaded_model.py",
             "evaluate/row_statistics.py",
@@ -415,10 +314,11 @@ BENCHMARK = Benchmark(
             "language_model/special_tokens.py",
             "language_model/structure.py",
             "language_model/tokenizer.py",
+            "store/cache/norm_limit.py",
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="3537cb95754a0e3e1020aabf8e91f676a78f3337d7fd9c4deee0957082e18876",
+        code_sha256="8fca45e830a46f7abdef4bcf40845cf5b9a1a8b18a32226dd08dc7c9f5e01016",
     ),
     metrics={
         "explained_variance": "higher",
@@ -431,6 +331,12 @@ BENCHMARK = Benchmark(
         "fraction_dead_latents": "lower",
         "num_constant_latents": "lower",
         "num_rows": "neither",
+        "explained_variance_all_rows": "higher",
+        "mse_all_rows": "lower",
+        "cosine_similarity_all_rows": "higher",
+        "l0_all_rows": "neither",
+        "l1_all_rows": "neither",
+        "num_rows_all_rows": "neither",
         "ce_loss_without_sae": "neither",
         "ce_loss_with_sae": "lower",
         "ce_loss_with_ablation": "neither",

@@ -79,9 +79,11 @@ class SaeProbesSetUp:
     """What all SAEs share."""
 
     activations: dict[str, Path]
-    """By hook: sae-probes' folder of activations, linked together from the kept ones."""
+    """By hook: sae-probes' folder of activations, of links to the kept ones."""
     language_model: dict[str, dict[str, dict[str, float]]]
     """By hook and task: test_acc, test_auc and test_f1 of probes on all channels of the language model."""
+    links: "tempfile.TemporaryDirectory[str]"
+    """Where these folders are, as long as this exists: every process has its own."""
 
 
 def task_names(config: SaeProbesConfig) -> list[str]:
@@ -98,9 +100,10 @@ def depends_on(config: SaeProbesConfig) -> dict[str, JsonValue]:
 def prepare(config: SaeProbesConfig, context: BenchmarkContext) -> SaeProbesSetUp:
     """Activations of every task at every hook, and what probes on the language model's own channels reach."""
     activations, baselines = {}, {}
+    links = tempfile.TemporaryDirectory(prefix="sae-probes-links-")
     for hook in context.hooks:
-        together = Path(tempfile.mkdtemp(prefix=".linked-", dir=_linked_folder(context)))
-        (together / f"model_activations_{_MODEL}").mkdir()
+        together = Path(links.name) / hook
+        (together / f"model_activations_{_MODEL}").mkdir(parents=True)
         found = {}
         for task in task_names(config):
             inputs: dict[str, JsonValue] = {
@@ -123,15 +126,7 @@ def prepare(config: SaeProbesConfig, context: BenchmarkContext) -> SaeProbesSetU
             found[task] = json.loads((kept.path / "language_model.json").read_text())
             context.progress(1)
         activations[hook], baselines[hook] = together, found
-    return SaeProbesSetUp(activations, baselines)
-
-
-def _linked_folder(context: BenchmarkContext) -> Path:
-    """A folder for links, emptied of what earlier runs left."""
-    folder = context.kept.folder / "sparse_probing_sae_probes-links"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+    return SaeProbesSetUp(activations, baselines, links)
 
 
 def _fill(config: SaeProbesConfig, context: BenchmarkContext, task: str, hook: str, folder: Path) -> None:
@@ -255,7 +250,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="14071a2a394e41df065922159020144c3485f8cce8466d287ffb84dfdc50d043",
+        code_sha256="12239097110f5e9ba3c297e4b2b43cadf60d021c6bc8e75a880f2b02e7ef6600",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -32,6 +32,7 @@ def test_random_numbers_begin_at_the_seed_and_go_on_outside_as_if_nothing_had_be
 
 def test_grad_mode_folder_and_environment_are_put_back_after_an_error(tmp_path: Path) -> None:
     before, variables = Path.cwd(), dict(os.environ)
+    torch.set_grad_enabled(True)
 
     def disturb() -> None:
         torch.set_grad_enabled(False)

@@ -73,6 +73,14 @@ def test_two_processes_never_fill_the_same_set_up(set_ups: KeptSetUps, tmp_path:
         pass
 
 
+def test_many_processes_read_what_is_finished_at_once(set_ups: KeptSetUps, tmp_path: Path) -> None:
+    make(set_ups)
+    other = KeptSetUps(tmp_path / "set-ups", budget_bytes=10_000)
+    with set_ups.open("core", INPUTS) as first, other.open("core", INPUTS) as second:
+        assert first.is_complete
+        assert second.is_complete
+
+
 def test_those_not_used_for_longest_go_first_when_there_is_no_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from evaluate.kept import KeptSetUps
 from evaluate.row_statistics import RowStatistics
 from evaluate.sae_bench import to_sae_bench
 from language_model.load import load_bridge, load_model
+from store.cache.norm_limit import NormLimit
 from store.read.cache import ActivationCache
 from store.sae.artefact import load_sae
 from store.sae.weights import SAEWeights, decode, encode
@@ -332,3 +333,30 @@ def test_too_little_memory_is_said_before_the_language_model_is_loaded(
     # 8 tensors of 2^27 bytes of logits are 1.07 GB.
     with pytest.raises(ValueError, match=r"expected 1\.1 GB of free memory on cpu .* got 1\.0 GB\. Close other"):
         measure(study, "tested", context)
+
+
+def test_figures_are_of_rows_within_the_limit_of_the_norm_and_those_of_all_rows_stand_beside_them(
+    study: SimpleNamespace, context: BenchmarkContext, saes: SimpleNamespace, add_sae: Callable[..., None]
+) -> None:
+    weights = saes.random(5)
+    states, counted = held_out_rows(study, study.config.core.num_sparsity_sequences)
+    x = states[counted].double()
+    squared = x.square().sum(dim=1)
+    edge = float(squared.median())
+    limit = NormLimit(
+        times_median=1.0, median=edge**0.5, squared_norm=edge, num_rows=100, num_rows_above=50,
+        variance_share_above=0.9,
+    )  # fmt: skip
+    add_sae("limited", weights, norm_limit=limit)
+    add_sae("free", weights)
+    limited, free = (measure(study, name, context).metrics for name in ("limited", "free"))
+    kept = states[counted][squared < edge]
+    wide, output = kept.double(), decode(weights, encode(weights, kept)).double()
+    residual, total = (wide - output).square().sum(), (wide - wide.mean(dim=0)).square().sum()
+    assert limited["num_rows"] == len(kept) == 32  # of 65 rows, those below the 33rd
+    assert limited["explained_variance"] == pytest.approx(float(1 - residual / total), rel=1e-6)
+    assert limited["mse"] == pytest.approx(float(residual) / 32, rel=1e-6)
+    assert limited["l0"] == pytest.approx(float((encode(weights, kept) > 0).sum()) / 32, rel=1e-6)
+    for name in ("explained_variance", "mse", "cosine_similarity", "l0", "l1", "num_rows"):
+        assert limited[f"{name}_all_rows"] == free[f"{name}_all_rows"] == free[name]
+    assert limited["ce_loss_with_sae"] == free["ce_loss_with_sae"]
