@@ -95,7 +95,7 @@ def save_miniature(folder: Path, kind: str, **changes: Any) -> Path:  # noqa: AN
     """Writes a checkpoint of the model type `kind`, the same each time, with settings changed."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **(SIZES[kind] | _TOKENS | changes))
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -16,6 +16,7 @@ from evaluate.benchmarks.benchmark import EvaluatedSAE, Measurement
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.kept import KeptSetUps
 from harvest.config import HarvestConfig
+from harvest.dispatch import HarvestResources
 from harvest.run import run
 from language_model.config import LanguageModelConfig
 from language_model.load import load_model
@@ -99,7 +100,9 @@ def harvested(request: pytest.FixtureRequest, tmp_path: Path) -> Harvested:
     )
     output = tmp_path / "activations"
     model = LanguageModelConfig(name=str(folder), revision=None, compute_dtype="float32")
-    manifest = run(config, model=model, output=output, scratch=tmp_path / "scratch", device="cpu", reuse=False)
+    manifest = run(
+        config, model=model, output=output, scratch=tmp_path / "scratch", resources=HarvestResources("cpu"), reuse=False
+    )
     return Harvested(case, folder, output, manifest)
 
 

@@ -169,7 +169,8 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, sh
     Metrics: explained_variance, mse, cosine_similarity, l0, l1 and num_rows, of rows within the limit of the norm that
     the SAE was trained with, and the same over all rows as `..._all_rows` (equal where there is no limit); of all rows
     l2_ratio, num_dead_latents, fraction_dead_latents, num_constant_latents; of all positions ce_loss_without_sae,
-    ce_loss_with_sae, ce_loss_with_ablation (the hook set to zero everywhere), ce_loss_score = (ablation - with) / (ablation - without), and the three kl_div metrics alike.
+    ce_loss_with_sae, ce_loss_with_ablation (the hook set to zero everywhere), ce_loss_score = (ablation - with) /
+    (ablation - without), and the three kl_div metrics alike.
     Cross-entropies are nats per token; predictions made from BOS are left out.
     """
     from evaluate.sae_bench import to_sae_bench
