@@ -27,6 +27,7 @@ from evaluate.report.references import reference_tables
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
+from store.cache.norm_summary import norm_summary
 from store.cache.text_account import TextAccount, account_lines
 from store.files.open import Place
 from store.record import Record, plain
@@ -284,6 +285,11 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
             "Rows per hook",
             f"{manifest.num_rows:,} of {spec.model.d_model} channels for training, "
             f"{manifest.split_rows('held_out'):,} held out",
+        ),
+        *(
+            (f"Norms of rows at {hook}", str(found))
+            for hook in spec.hooks
+            if (found := norm_summary(manifest.moments[hook])) is not None
         ),
         ("Windows of text", f"{manifest.num_sequences:,}"),
         ("Context length", f"{spec.context_length} tokens"),

@@ -23,7 +23,7 @@ from evaluate.report.findings import (
 )
 from evaluate.report.inputs import ReportInputs
 from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
-from evaluate.report.outliers import outliers_finding, outliers_in
+from evaluate.report.outliers import limit_finding, outliers_finding, outliers_in
 from evaluate.report.references import reference_findings
 from store.errors import StoreError
 from store.sae.artefact import SAECard
@@ -65,11 +65,13 @@ def core_findings(inputs: ReportInputs, reference: Mapping[str, str | None]) -> 
     l0 = {name: values["core/l0"] for name, values in metrics.items()}
     # All variants were judged on the same rows.
     outliers = outliers_in(next(iter(inputs.results["core"].values())))
+    if all(card.norm_limit is not None for card in cards.values()):
+        outliers = None  # the figures leave them out
     errors = inputs.standard_errors()
     treatments = {
         group.variants[0]: estimate(group, "core/ce_loss_score", errors) for group in seed_groups(cards, metrics)
     }
-    found = [outliers_finding(outliers)]
+    found = [outliers_finding(outliers), limit_finding(cards, metrics)]
     found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
     found += [loss_gap_finding(metrics), reconstruction_finding(metrics, treatments)]
     if BASELINE in cards:

@@ -4,11 +4,13 @@ import pytest
 from pydantic import JsonValue
 
 from evaluate.report.findings import baseline_sparsity_finding
-from evaluate.report.outliers import outliers_finding, outliers_in
+from evaluate.report.outliers import limit_finding, outliers_finding, outliers_in
 from evaluate.results import BenchmarkResult
+from store.cache.norm_limit import NormLimit
 from store.cache.outlier_rows import OutlierRows
 from store.errors import StoreError
 from store.record import digest
+from tests.evaluate.report.test_findings import card
 
 DECIDING = OutlierRows(num_rows=30_000, num_outliers=86, largest_over_median=12.0, variance_share=0.83)
 
@@ -52,3 +54,24 @@ def test_another_l1_is_not_advised_where_a_few_rows_decide_the_figures() -> None
         assert taken_back is not None
         assert advice not in taken_back.text
         assert "Its l1 was weighed against the few rows that decide the figures" in taken_back.text
+
+
+def test_figures_within_a_limit_stand_beside_those_of_all_rows() -> None:
+    limit = NormLimit(
+        times_median=5.0, median=2.0, squared_norm=100.0, num_rows=1000, num_rows_above=3, variance_share_above=0.8
+    )
+    values = {
+        "core/num_rows": 980.0, "core/num_rows_all_rows": 1000.0, "core/explained_variance": 0.806,
+        "core/explained_variance_all_rows": 0.94,
+    }  # fmt: skip
+    finding = limit_finding(
+        {"baseline": card("baseline").model_copy(update={"norm_limit": limit})}, {"baseline": values}
+    )
+    assert finding is not None
+    assert (
+        "20 of 1,000 held-out rows. Explained variance of baseline is 0.8060 without these rows and 0.9400"
+        in finding.text
+    )
+    assert limit_finding({"baseline": card("baseline")}, {"baseline": values}) is None
+    inside = {"baseline": values | {"core/num_rows": 1000.0}}
+    assert limit_finding(limited, inside) is None
