@@ -50,7 +50,7 @@ def limit_finding(cards: Mapping[str, SAECard], metrics: Mapping[str, Mapping[st
     return Finding(
         "note",
         f"Explained variance, MSE, cosine similarity, L0 and L1 leave out rows above the limit of the norm that SAEs "
-        f"were trained with: {left_out:,.0f} of {values['core/num_rows_all_rows']:,.0f} held-out rows. Explained variance of "
-        f"{name} is {values['core/explained_variance']:.4f} without these rows and "
+        f"were trained with: {left_out:,.0f} of {values['core/num_rows_all_rows']:,.0f} held-out rows. Explained "
+        f"variance of {name} is {values['core/explained_variance']:.4f} without these rows and "
         f"{values['core/explained_variance_all_rows']:.4f} with them. Losses of the language model count every token.",
     )

@@ -64,9 +64,8 @@ def test_figures_within_a_limit_stand_beside_those_of_all_rows() -> None:
         "core/num_rows": 980.0, "core/num_rows_all_rows": 1000.0, "core/explained_variance": 0.806,
         "core/explained_variance_all_rows": 0.94,
     }  # fmt: skip
-    finding = limit_finding(
-        {"baseline": card("baseline").model_copy(update={"norm_limit": limit})}, {"baseline": values}
-    )
+    limited = {"baseline": card("baseline").model_copy(update={"norm_limit": limit})}
+    finding = limit_finding(limited, {"baseline": values})
     assert finding is not None
     assert (
         "20 of 1,000 held-out rows. Explained variance of baseline is 0.8060 without these rows and 0.9400"
