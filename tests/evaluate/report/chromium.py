@@ -122,8 +122,8 @@ class Tab:
         return x, y
 
     def is_wider_than_the_window(self) -> bool:
-        """Whether there is sideways scrolling."""
-        return bool(self.run("document.documentElement.scrollWidth > innerWidth"))
+        """Whether there is sideways scrolling. `innerWidth` would not tell: on a phone it grows with the content."""
+        return bool(self.run("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """A picture of the window, or of the whole page."""

@@ -313,4 +313,4 @@ def test_the_browser_under_test_reports_what_it_should(tab: Tab, tmp_path: Path)
     tab.open(bad.as_uri())
     assert (tmp_path / "gone.png").as_uri() in tab.requests
     assert any("nothing is not defined" in complaint for complaint in tab.complaints)
-    assert tab.run("document.documentElement.scrollWidth") > 390
+    assert tab.is_wider_than_the_window()
