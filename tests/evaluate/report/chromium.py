@@ -123,7 +123,12 @@ class Tab:
 
     def is_wider_than_the_window(self) -> bool:
         """Whether there is sideways scrolling. `innerWidth` would not tell: on a phone it grows with the content."""
-        return bool(self.run("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+        return bool(
+            self.run(
+                "(async () => { await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))); "
+                "return document.documentElement.scrollWidth > document.documentElement.clientWidth; })()"
+            )
+        )
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """A picture of the window, or of the whole page."""
