@@ -296,7 +296,8 @@ def test_hostile_texts_and_names_are_shown_as_they_are_and_run_nothing(
         shown = tab.run("document.getElementById('latent').textContent")
         for text in (HOSTILE_TEXTS[0], HOSTILE_TEXTS[2], HOSTILE_TEXTS[4]):
             assert text in shown
-        assert tab.run("[window.broken, document.images.length, document.scripts.length]") == [None, 0, 2]
+        tab.wait_until("document.scripts.length === 2")  # the page's own; it removes what it loaded data with
+        assert tab.run("[window.broken, document.images.length]") == [None, 0]
         assert all(address.startswith(folder.as_uri()) for address in tab.requests)
         assert tab.complaints == []
         for width in (1280, 390):
