@@ -78,12 +78,10 @@ class SaeProbesConfig(Record):
 class SaeProbesSetUp:
     """What all SAEs share."""
 
-    activations: dict[str, Path]
-    """By hook: sae-probes' folder of activations, of links to the kept ones."""
+    folders: dict[str, dict[str, Path]]
+    """By hook and task: where its activations are kept."""
     language_model: dict[str, dict[str, dict[str, float]]]
     """By hook and task: test_acc, test_auc and test_f1 of probes on all channels of the language model."""
-    links: "tempfile.TemporaryDirectory[str]"
-    """Where these folders are, as long as this exists: every process has its own."""
 
 
 def task_names(config: SaeProbesConfig) -> list[str]:
@@ -99,12 +97,10 @@ def depends_on(config: SaeProbesConfig) -> dict[str, JsonValue]:
 
 def prepare(config: SaeProbesConfig, context: BenchmarkContext) -> SaeProbesSetUp:
     """Activations of every task at every hook, and what probes on the language model's own channels reach."""
-    activations, baselines = {}, {}
-    links = tempfile.TemporaryDirectory(prefix="sae-probes-links-")
+    folders: dict[str, dict[str, Path]] = {}
+    baselines = {}
     for hook in context.hooks:
-        together = Path(links.name) / hook
-        (together / f"model_activations_{_MODEL}").mkdir(parents=True)
-        found = {}
+        folders[hook], found = {}, {}
         for task in task_names(config):
             inputs: dict[str, JsonValue] = {
                 **BENCHMARK.version.identity("version"),
@@ -121,12 +117,11 @@ def prepare(config: SaeProbesConfig, context: BenchmarkContext) -> SaeProbesSetU
                 if not kept.is_complete:
                     _fill(config, context, task, hook, kept.path)
                     kept.finish()
-            name = f"model_activations_{_MODEL}/{task}_{hook}.pt"
-            (together / name).symlink_to((kept.path / name).resolve())
+            folders[hook][task] = kept.path
             found[task] = json.loads((kept.path / "language_model.json").read_text())
             context.progress(1)
-        activations[hook], baselines[hook] = together, found
-    return SaeProbesSetUp(activations, baselines, links)
+        baselines[hook] = found
+    return SaeProbesSetUp(folders, baselines)
 
 
 def _fill(config: SaeProbesConfig, context: BenchmarkContext, task: str, hook: str, folder: Path) -> None:
@@ -164,7 +159,7 @@ def measure(
     from evaluate.sae_bench import to_sae_bench
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
-    output = _sae_bench(adapted, config, context, shared.activations[sae.card.hook])
+    output = _sae_bench(adapted, config, context, shared.folders[sae.card.hook])
     by_task = {
         str(detail["dataset_name"]): {
             name: float(detail[name]) for name in BENCHMARK.metrics if name.startswith("sae_")
@@ -193,20 +188,27 @@ def measure(
 
 
 def _sae_bench(
-    sae: "StoredSAE", config: SaeProbesConfig, context: BenchmarkContext, activations: Path
+    sae: "StoredSAE", config: SaeProbesConfig, context: BenchmarkContext, folders: dict[str, Path]
 ) -> dict[str, Any]:
-    """sae-bench's own result file of one SAE. A folder of its own: sae-probes takes results that are there as done."""
+    """sae-bench's own result file of one SAE.
+
+    In a folder of its own, with links to the kept activations: sae-probes takes results that are there as done.
+    """
     from sae_bench.evals.sparse_probing_sae_probes.eval_config import SparseProbingSaeProbesEvalConfig
     from sae_bench.evals.sparse_probing_sae_probes.main import run_eval
 
     with tempfile.TemporaryDirectory(prefix="sae-probes-") as name, quiet():
+        (Path(name) / f"model_activations_{_MODEL}").mkdir()
+        for task, folder in folders.items():
+            file = f"model_activations_{_MODEL}/{task}_{sae.cfg.hook_name}.pt"
+            (Path(name) / file).symlink_to((folder / file).resolve())
         settings = SparseProbingSaeProbesEvalConfig(
             model_name=_MODEL,
             random_seed=config.random_seed,
             dataset_names=task_names(config),
             ks=list(KS),
             results_path=f"{name}/results",
-            model_cache_path=str(activations),
+            model_cache_path=name,
             include_llm_baseline=False,
         )
         found = run_eval(settings, [("sae", sae)], str(context.device), f"{name}/output", force_rerun=True)
@@ -250,7 +252,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="12239097110f5e9ba3c297e4b2b43cadf60d021c6bc8e75a880f2b02e7ef6600",
+        code_sha256="34d04933398e0917f4756bf7595af3503e8d6ee971cec4b81eaf6e206a37ef6c",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -193,7 +193,7 @@ def test_the_spec_records_text_packing_and_what_was_left_out(workplace: Workplac
     assert spec.text["kind"] == "files"
     assert spec.excluded_positions == ("bos",)
     assert "without a separator" in spec.packing
-    assert (spec.hooks, spec.compute_dtype, spec.harvest_version) == ((HOOK,), "float32", 2)
+    assert (spec.hooks, spec.compute_dtype, spec.harvest_version) == ((HOOK,), "float32", 3)
 
 
 def test_the_same_harvest_again_makes_no_shard_and_the_same_bytes(workplace: Workplace) -> None:
