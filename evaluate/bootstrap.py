@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 
 def standard_errors(sums: Array, metrics: Callable[[Array], dict[str, Array]], *, seed: int = 0) -> dict[str, float]:
-    """Standard deviation of metrics over resamples of the sequences.
+    """Standard deviation of metrics over resamples of the sequences. Of a single sequence nothing is known: no errors.
 
     Args:
         sums: what each sequence adds, (sequences, quantities).
@@ -21,6 +21,8 @@ def standard_errors(sums: Array, metrics: Callable[[Array], dict[str, Array]], *
         seed: of the resampling.
     """
     num_sequences = len(sums)
+    if num_sequences < 2:
+        return {}
     counts = np.random.default_rng(seed).multinomial(
         num_sequences, np.full(num_sequences, 1 / num_sequences), NUM_RESAMPLES
     )

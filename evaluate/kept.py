@@ -16,7 +16,7 @@ from pydantic import JsonValue, ValidationError
 from store.atomic import file_sha256, read_json, write_json
 from store.errors import StoreError
 from store.identity import Count
-from store.lease import exclusive_lock
+from store.lease import exclusive_lock, read_lease
 from store.record import Record, digest
 
 _RECORD: Final = "kept.json"
@@ -115,12 +115,17 @@ class KeptSetUps:
             yield kept  # without a lock: many processes may read what is finished
 
     def make_room(self) -> None:
-        """Removes set-ups, those first that were not used for longest, until the rest fits the budget."""
+        """Removes set-ups, those first that were not used for longest, until the rest fits the budget.
+
+        What another process is just filling stays, and counts.
+        """
         folders = [path for path in self.folder.glob("*") if path.is_dir()] if self.folder.is_dir() else []
         sizes = {path: _nbytes(path) for path in folders}
         for path in sorted(folders, key=lambda path: (path in self._in_use, _last_use(path))):
             if sum(sizes.values()) <= self._budget_bytes:
                 return
+            if read_lease(path) is not None:
+                continue
             print(
                 f"evaluate: removes the set-up {path.name} ({sizes[path] / 1e6:,.1f} MB), because set-ups may take "
                 f"{self._budget_bytes / 1e6:,.0f} MB (--set-up-gib). It is computed again when it is needed",

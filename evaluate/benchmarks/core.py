@@ -319,7 +319,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="8fca45e830a46f7abdef4bcf40845cf5b9a1a8b18a32226dd08dc7c9f5e01016",
+        code_sha256="840f18dce823879245fac9c3790b963346f491a195139ac81dd725881eb2d666",
     ),
     metrics={
         "explained_variance": "higher",

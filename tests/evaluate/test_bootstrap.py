@@ -22,3 +22,7 @@ def test_it_is_the_same_every_time_and_what_is_not_finite_is_left_out() -> None:
     errors = standard_errors(sums, metrics)
     assert errors == standard_errors(sums, metrics)
     assert set(errors) == {"sum"}
+
+
+def test_a_single_sequence_has_no_error_and_not_one_of_zero() -> None:
+    assert standard_errors(np.array([[1.0]]), lambda totals: {"sum": totals[:, 0]}) == {}

@@ -101,3 +101,15 @@ def test_what_this_run_uses_is_the_last_to_go(tmp_path: Path) -> None:
     os.utime(used / "kept.json", (1e9, 1e9))
     now.make_room()
     assert (earlier.exists(), used.exists()) == (False, True)
+
+
+def test_what_another_process_is_filling_is_not_removed(tmp_path: Path) -> None:
+    filling = KeptSetUps(tmp_path / "set-ups", budget_bytes=10_000)
+    finished = make(filling, size=4000, version=1)
+    with filling.open("core", INPUTS | {"version": 2}) as kept:
+        (kept.path / "numbers").write_bytes(b"x" * 4000)
+        KeptSetUps(tmp_path / "set-ups", budget_bytes=0).make_room()
+        assert not finished.exists()
+        kept.finish()
+    assert (kept.path / "numbers").read_bytes() == b"x" * 4000
+    assert is_found(filling, version=2)
