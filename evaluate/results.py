@@ -19,7 +19,7 @@ from evaluate.benchmarks.registry import BENCHMARKS, wrong_metrics
 from store.atomic import file_sha256, read_json, write_bytes, write_json
 from store.errors import DamagedFile, StoreError
 from store.identity import Count
-from store.record import Record, digest
+from store.record import Record, digest, plain
 
 FORMAT = "result/2"
 NOT_RUN_FILE = "_not_run.json"
@@ -154,19 +154,32 @@ def read_result(path: Path) -> BenchmarkResult:
 class NotRunRecord(Record):
     """Why a benchmark was not run."""
 
-    format: Literal["not-run/1"] = "not-run/1"
+    format: Literal["not-run/2"] = "not-run/2"
     benchmark: str
+    settings: str | None
+    """Digest of the benchmark's settings then, None where it was switched off: with others the reason may be gone."""
     reason: str
     advice: str
 
 
-def write_not_run(folder: Path, benchmark: str, why: NotRun) -> None:
-    """Writes down that a benchmark was not run, and why."""
-    write_json(folder / NOT_RUN_FILE, NotRunRecord(benchmark=benchmark, reason=why.reason, advice=why.advice))
+def switched_off(benchmark: str) -> NotRun:
+    """Why a benchmark without settings is not run."""
+    return NotRun(f"evaluate.{benchmark} is null in params.yaml.", "Give it settings there to run it.")
 
 
-def read_not_run(folder: Path) -> NotRun | None:
-    """Why the benchmark of this folder of results was not run; None where it was. StoreError for a damaged record."""
+def write_not_run(folder: Path, benchmark: str, why: NotRun, *, settings: Record | None) -> None:
+    """Writes down that a benchmark was not run with these settings, and why."""
+    write_json(
+        folder / NOT_RUN_FILE,
+        NotRunRecord(benchmark=benchmark, settings=_settings_digest(settings), reason=why.reason, advice=why.advice),
+    )
+
+
+def read_not_run(folder: Path, *, settings: Record | None) -> NotRun | None:
+    """Why the benchmark of this folder of results was not run with these settings.
+
+    None where it was, or where the record is of other settings. DamagedFile for a record that cannot be read.
+    """
     path = folder / NOT_RUN_FILE
     try:
         record = NotRunRecord.model_validate(read_json(path))
@@ -174,7 +187,11 @@ def read_not_run(folder: Path) -> NotRun | None:
         return None
     except ValidationError as error:
         raise DamagedFile(f"{path} is not a whole record: {error}. Remove it and evaluate again") from error
-    return NotRun(record.reason, record.advice)
+    return NotRun(record.reason, record.advice) if record.settings == _settings_digest(settings) else None
+
+
+def _settings_digest(settings: Record | None) -> str | None:
+    return None if settings is None else digest(plain(settings))
 
 
 def result_path(folder: Path, variant: str) -> Path:

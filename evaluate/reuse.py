@@ -1,12 +1,15 @@
 """Which results need no measuring: those that an interrupted run or an earlier output left, by their keys."""
 
 import contextlib
+import itertools
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evaluate.results import (
     ARRAYS_SUFFIX,
+    NOT_RUN_FILE,
     BenchmarkResult,
     arrays_path,
     has_arrays,
@@ -15,7 +18,7 @@ from evaluate.results import (
     write_result,
 )
 from store.atomic import link_or_copy
-from store.care.dvc_versions import earlier_outputs
+from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
 from store.record import digest
 
@@ -45,15 +48,25 @@ def _fits(result: BenchmarkResult, inputs: dict[str, Any], variant: str) -> bool
     return result.key == digest(inputs) and result.variant == variant
 
 
-def take_earlier(finished: Path, missing: Inputs, *, output: str) -> None:
-    """Puts unchanged results of earlier versions of `output` into `finished`.
+def set_aside(output: Path, folder: Path) -> None:
+    """Keeps the results of `output` in `folder`, for the run after one that puts the reason for not running there."""
+    results = {name: path for name, path in files_in(output).items() if name != NOT_RUN_FILE}
+    if results:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, path in results.items():
+            link_or_copy(path, folder / name)
+
+
+def take_earlier(finished: Path, missing: Inputs, *, output: str, aside: Path) -> None:
+    """Puts unchanged results of earlier versions of `output`, or of those set `aside`, into `finished`.
 
     A result is the same file, or a copy under the new name of a variant that was renamed.
     """
     variants_of_key: dict[str, list[str]] = {}
     for variant, inputs in missing.items():
         variants_of_key.setdefault(digest(inputs), []).append(variant)
-    for earlier in earlier_outputs(output):
+    for earlier in itertools.chain([files_in(aside)], earlier_outputs(output)):
         for name, path in earlier.items():
             if not name.endswith(".json"):
                 continue

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import settings_of
 from evaluate.dependencies import all_cards, diverged_at, held_out_tokens, result_inputs
 from evaluate.judge.limits import JudgeLimits
-from evaluate.results import result_path, write_not_run
-from evaluate.reuse import remove_outdated, take_earlier, without_result
+from evaluate.results import result_path, switched_off, write_not_run
+from evaluate.reuse import remove_outdated, set_aside, take_earlier, without_result
 from evaluate.task import (
     EvaluationTask,
     Subject,
@@ -78,8 +79,7 @@ def run(
         finished = own / "finished"
         finished.mkdir(exist_ok=True)
         if settings is None:
-            why = NotRun(f"evaluate.{benchmark} is null in params.yaml.", "Give it settings there to run it.")
-            _leave_out(entry, why, finished, output)
+            _leave_out(benchmark, switched_off(benchmark), own, output, settings=None)
             return
         subject = Subject(
             benchmark=benchmark, settings=settings, model=model, cache=_anywhere(cache),
@@ -94,7 +94,7 @@ def run(
                 print(f"evaluate {benchmark}: the language model is in {context.model_folder}", file=sys.stderr)
             why_not = entry.not_run(settings, context)
             if why_not is not None:
-                _leave_out(entry, why_not, finished, output)
+                _leave_out(benchmark, why_not, own, output, settings=settings)
                 return
             tell_if_edited(entry.version, stage=f"evaluate {benchmark}", where=f"evaluate/benchmarks/{benchmark}.py")
             tasks = [
@@ -106,9 +106,10 @@ def run(
             why_not = _measure(entry, tasks, context, scheduler=scheduler)
             context.kept.make_room()
             if why_not is not None:
-                _leave_out(entry, why_not, finished, output)
+                _leave_out(benchmark, why_not, own, output, settings=settings)
                 return
         replace_folder(finished, output)
+        shutil.rmtree(_aside(own), ignore_errors=True)
 
 
 def known_benchmark(name: str) -> Benchmark:
@@ -123,13 +124,20 @@ def _anywhere(cache: Place) -> Place:
     return place_of(cache).absolute() if isinstance(cache, (CachePlace, Path, str)) else cache
 
 
-def _leave_out(benchmark: Benchmark, why: NotRun, finished: Path, output: Path) -> None:
-    """Writes down, and says, that the benchmark is not run."""
-    for path in finished.iterdir():
-        path.unlink()
-    print(f"evaluate {benchmark.name}: not run. {why.reason} {why.advice}", file=sys.stderr)
-    write_not_run(finished, benchmark.name, why)
-    replace_folder(finished, output)
+def _aside(own: Path) -> Path:
+    """Where results wait while their place holds the reason for not running."""
+    return own / "aside"
+
+
+def _leave_out(benchmark: str, why: NotRun, own: Path, output: Path, *, settings: Record | None) -> None:
+    """Writes down, and says, that the benchmark is not run. Earlier results, and what is finished, stay in `own`."""
+    print(f"evaluate {benchmark}: not run. {why.reason} {why.advice}", file=sys.stderr)
+    set_aside(output, _aside(own))
+    reason = own / "reason"
+    shutil.rmtree(reason, ignore_errors=True)
+    reason.mkdir()
+    write_not_run(reason, benchmark, why, settings=settings)
+    replace_folder(reason, output)
 
 
 def _missing(benchmark: Benchmark, subject: Subject, finished: Path, *, output: Path, reuse: bool) -> list[str]:
@@ -145,7 +153,7 @@ def _missing(benchmark: Benchmark, subject: Subject, finished: Path, *, output: 
     remove_outdated(finished, wanted)
     missing = without_result(finished, wanted)
     if reuse and missing:
-        take_earlier(finished, missing, output=str(output))
+        take_earlier(finished, missing, output=str(output), aside=_aside(finished.parent))
         missing = without_result(finished, wanted)
     for variant in (name for name in wanted if name not in missing):
         print(f"evaluate {benchmark.name}: {variant} is unchanged and reused", file=sys.stderr)

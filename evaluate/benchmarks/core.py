@@ -295,7 +295,7 @@ BENCHMARK = Benchmark(
     config=CoreConfig,
     needs=frozenset({"language_model", "held_out_tokens", "held_out_rows"}),
     version=CodeVersion(
-        number=4,
+        number=5,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
@@ -319,7 +319,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="840f18dce823879245fac9c3790b963346f491a195139ac81dd725881eb2d666",
+        code_sha256="bbf36948f19f146acb3a8007e88e2c25b98dd68f1b254bf353ae66c386b61ab0",
     ),
     metrics={
         "explained_variance": "higher",

@@ -12,7 +12,7 @@ from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import settings_of
 from evaluate.dependencies import diverged_at, fitting_card, held_out_tokens, result_inputs
 from evaluate.references import Reference, read_references
-from evaluate.results import BenchmarkResult, read_not_run, read_result, result_path
+from evaluate.results import BenchmarkResult, read_not_run, read_result, result_path, switched_off
 from store.cache.manifest import Manifest, load_manifest
 from store.errors import StoreError
 from store.files.local import LocalFiles
@@ -138,11 +138,10 @@ def gather(
 
 def _why_not_run(benchmark: str, config: Record, results_folder: Path) -> NotRun | None:
     """Why there are no results of a benchmark; None where there must be some."""
-    why = read_not_run(results_folder / benchmark)
-    is_off = settings_of(config, benchmark) is None
-    if is_off and why is None:
-        return NotRun(f"evaluate.{benchmark} is null in params.yaml.", "Give it settings there to run it.")
-    return why
+    settings = settings_of(config, benchmark)
+    if settings is None:
+        return switched_off(benchmark)
+    return read_not_run(results_folder / benchmark, settings=settings)
 
 
 def _inputs(

@@ -295,7 +295,7 @@ def test_a_benchmark_that_is_null_leaves_a_record_of_that_and_no_result(
     study.config = study.config.model_copy(update={"core": None})
     evaluate_all("core")
     assert sorted(contents(study.results / "core")) == ["_not_run.json"]
-    assert read_not_run(study.results / "core") == NotRun(
+    assert read_not_run(study.results / "core", settings=None) == NotRun(
         "evaluate.core is null in params.yaml.", "Give it settings there to run it."
     )
     assert "evaluate core: not run. evaluate.core is null in params.yaml." in capsys.readouterr().err
@@ -309,9 +309,33 @@ def test_a_benchmark_that_cannot_run_here_says_why_and_runs_once_it_can(
     with monkeypatch.context() as patched:
         patched.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, not_run=lambda *_: why))
         evaluate_all("core")
-    assert read_not_run(study.results / "core") == why
+    assert read_not_run(study.results / "core", settings=study.config.core) == why
     evaluate_all("core")
     assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_results_survive_runs_that_could_not_measure_anything_and_come_back_without_measuring(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_all("core")
+    before, config = contents(study.results / "core"), study.config
+    with monkeypatch.context() as patched:  # another setting, with which it cannot run, such as a mistyped path
+        changed = config.core.model_copy(update={"num_sparsity_sequences": config.core.batch_sequences})
+        assert changed != config.core
+        study.config = config.model_copy(update={"core": changed})
+        why = NotRun("The data set is not at /nowhere.", "Put it there.")
+        patched.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, not_run=lambda *_: why))
+        evaluate_all("core")
+        assert sorted(contents(study.results / "core")) == ["_not_run.json"]
+        assert read_not_run(study.results / "core", settings=changed) == why
+        assert read_not_run(study.results / "core", settings=config.core) is None
+        study.config = config.model_copy(update={"core": None})
+        evaluate_all("core")
+    study.config = config
+    monkeypatch.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, measure=lambda *_: 1 / 0))
+    evaluate_all("core")
+    assert contents(study.results / "core") == before
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -324,7 +348,9 @@ def test_a_set_up_that_finds_nothing_to_be_measurable_is_recorded_and_ends_the_r
     with monkeypatch.context() as patched:
         patched.setitem(BENCHMARKS, "core", dataclasses.replace(BENCHMARK, prepare=prepare))
         evaluate_all("core")
-    assert read_not_run(study.results / "core") == NotRun("No letter is known.", "Take a larger language model.")
+    assert read_not_run(study.results / "core", settings=study.config.core) == NotRun(
+        "No letter is known.", "Take a larger language model."
+    )
     evaluate_all("core")
     assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
 

@@ -269,7 +269,7 @@ def test_a_judge_none_of_whose_answers_can_be_read_is_a_failure(study: SimpleNam
 def test_without_key_and_address_it_is_not_run_and_says_why(study: SimpleNamespace) -> None:
     judged_by_the_server(study)
     evaluate(study, "autointerp", reuse=False)
-    why = read_not_run(study.results / "autointerp")
+    why = read_not_run(study.results / "autointerp", settings=study.config.autointerp)
     assert why is not None
     assert why.reason == (
         "The judge some-model needs a key or an address, and neither OPENAI_API_KEY nor OPENAI_BASE_URL is set."

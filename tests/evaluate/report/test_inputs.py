@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from evaluate.benchmarks.benchmark import NotRun
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.report.inputs import ReportInputs, gather
+from evaluate.results import write_not_run
 from store.errors import StoreError
 
 
@@ -74,3 +76,16 @@ def test_details_that_are_no_numbers_are_named(study: SimpleNamespace, read: Cal
         StoreError, match=r"list of numbers as details.max_cosine in the result of geometry for baseline"
     ):
         found.detail_numbers("max_cosine")
+
+
+def test_a_reason_for_not_running_counts_for_the_settings_that_it_was_found_with_alone(
+    study: SimpleNamespace, read: Callable[[], ReportInputs]
+) -> None:
+    why = NotRun("The data set is not at /nowhere.", "Put it there.")
+    (study.results / "core" / "baseline.json").unlink()
+    write_not_run(study.results / "core", "core", why, settings=study.config.core)
+    assert read().not_run["core"] == why
+    for settings in (None, study.config.core.model_copy(update={"batch_sequences": 1})):
+        write_not_run(study.results / "core", "core", why, settings=settings)
+        with pytest.raises(StoreError, match=r"core/baseline.json is missing"):
+            read()
