@@ -175,7 +175,7 @@ def _measure(
 
     Returns why nothing can be measured, where the set-up found that out.
     """
-    say(f"evaluate {benchmark.name}", f"sets up for {len(tasks)} SAEs")
+    say(f"evaluate {benchmark.name}", f"sets up for {len(tasks)} SAE{'' if len(tasks) == 1 else 's'}")
     with progress(f"evaluate {benchmark.name}, set-up", total=None, unit="step") as steps:
         try:
             shared = set_up(tasks[0].subject, dataclasses.replace(context, progress=steps.update))

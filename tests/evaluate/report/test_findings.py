@@ -172,10 +172,17 @@ def test_comparisons_at_the_same_sparsity_are_said_to_be_matched() -> None:
 
 def test_the_best_on_ce_recovered_is_named_with_the_baselines_distance() -> None:
     metrics = {"baseline": METRICS, "fixed-1": METRICS | {"core/ce_loss_score": 0.99, "core/l0": 80.0}}
-    treatments = {"baseline": Estimate(0.98, 0.003), "fixed-1": Estimate(0.99, 0.004)}  # 2 * 0.005 apart
-    text = reconstruction_finding(metrics, treatments | {"fixed-1": Estimate(0.9901, 0.004)}).text
+    treatments = {"baseline": Estimate(0.98, 0.003), "fixed-1": Estimate(0.9901, 0.004)}  # over 2 * 0.005 apart
+    text = reconstruction_finding(metrics, treatments).text
     assert "Best on CE recovered: fixed-1, 0.9901 +- 0.0040 (cross-entropy 3.1000 with the SAE, 3.0000 without" in text
-    assert "The baseline has 0.9800, 0.0100 less, at an L0 of 50 against 80." in text
+    assert "The baseline has 0.9800, 0.0101 less, at an L0 of 50 against 80." in text
+
+
+def test_the_distance_from_the_baseline_is_that_of_means_over_seeds_and_not_of_one_seed_each() -> None:
+    metrics = {"baseline": METRICS | {"core/ce_loss_score": 0.93}, "fixed-1": METRICS | {"core/ce_loss_score": 0.94}}
+    text = reconstruction_finding(metrics, {"baseline": Estimate(0.92, 0.003), "fixed-1": Estimate(0.95, 0.004)}).text
+    assert "fixed-1, 0.9500 +- 0.0040" in text
+    assert "The baseline has 0.9200, 0.0300 less" in text
 
 
 def test_no_winner_is_named_within_the_uncertainty_of_the_difference() -> None:
