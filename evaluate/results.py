@@ -7,7 +7,7 @@ What is too much for JSON is in <variant>.safetensors beside it, which is writte
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import safetensors
 import safetensors.numpy
@@ -22,8 +22,10 @@ from store.identity import Count
 from store.record import Record, digest, plain
 
 FORMAT = "result/2"
+NOT_RUN_FORMAT = "not-run/2"
 NOT_RUN_FILE = "_not_run.json"
 ARRAYS_SUFFIX = ".safetensors"
+Kind = TypeVar("Kind", bound=Record)
 
 
 class BenchmarkResult(Record):
@@ -130,18 +132,7 @@ def has_arrays(result: BenchmarkResult, path: Path | None) -> bool:
 
 def read_result(path: Path) -> BenchmarkResult:
     """Reads and checks one result file; a StoreError names the file and what is wrong with it."""
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        found = value.get("format") if isinstance(value, dict) else type(value).__name__
-        raise StoreError(
-            f'expected a benchmark result of format "{FORMAT}" in {path}, got {found!r}. '
-            "Remove the file and evaluate again"
-        )
-    try:
-        result = BenchmarkResult.model_validate(value)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-        raise DamagedFile(f"{path} is not a whole result file: {problems}. Remove it and evaluate again") from error
+    result = _read(path, BenchmarkResult, FORMAT)
     if result.benchmark not in BENCHMARKS:
         raise StoreError(f"expected a result of {' or '.join(BENCHMARKS)} in {path}, got one of {result.benchmark!r}")
     if problem := wrong_metrics(BENCHMARKS[result.benchmark], result.metrics):
@@ -149,6 +140,22 @@ def read_result(path: Path) -> BenchmarkResult:
             f"expected the metrics of {result.benchmark} in {path}, but {problem}. Remove the file and evaluate again"
         )
     return result
+
+
+def _read(path: Path, kind: type[Kind], form: str) -> Kind:
+    """A record of the format `form`; a StoreError names the file and what is wrong with it."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != form:
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        raise StoreError(
+            f'expected a benchmark result of format "{form}" in {path}, got {found!r}. '
+            "Remove the file and evaluate again"
+        )
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
+        raise DamagedFile(f"{path} is not a whole result file: {problems}. Remove it and evaluate again") from error
 
 
 class NotRunRecord(Record):
@@ -178,15 +185,12 @@ def write_not_run(folder: Path, benchmark: str, why: NotRun, *, settings: Record
 def read_not_run(folder: Path, *, settings: Record | None) -> NotRun | None:
     """Why the benchmark of this folder of results was not run with these settings.
 
-    None where it was, or where the record is of other settings. DamagedFile for a record that cannot be read.
+    None where it was, or where the record is of other settings. A StoreError for a record that cannot be read.
     """
-    path = folder / NOT_RUN_FILE
     try:
-        record = NotRunRecord.model_validate(read_json(path))
+        record = _read(folder / NOT_RUN_FILE, NotRunRecord, NOT_RUN_FORMAT)
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        raise DamagedFile(f"{path} is not a whole record: {error}. Remove it and evaluate again") from error
     return NotRun(record.reason, record.advice) if record.settings == _settings_digest(settings) else None
 
 

@@ -89,3 +89,15 @@ def test_a_reason_for_not_running_counts_for_the_settings_that_it_was_found_with
         write_not_run(study.results / "core", "core", why, settings=settings)
         with pytest.raises(StoreError, match=r"core/baseline.json is missing"):
             read()
+
+
+def test_a_reason_for_not_running_that_an_earlier_version_wrote_is_refused_with_its_file(
+    study: SimpleNamespace, read: Callable[[], ReportInputs]
+) -> None:
+    record = study.results / "core" / "_not_run.json"
+    record.write_text('{"format": "not-run/1", "benchmark": "core", "reason": "a", "advice": "b"}')
+    with pytest.raises(StoreError, match=r'"not-run/2" in .*core/_not_run.json, got .not-run/1.. Remove the file and'):
+        read()
+    record.write_text('{"format": "not-run/2", "benchmark": "core"}')
+    with pytest.raises(StoreError, match=r"core/_not_run.json is not a whole result file: settings: Field required"):
+        read()
