@@ -80,7 +80,7 @@ def local_cluster(num_workers: int, *, scratch: Path) -> Iterator[str]:
             threads_per_worker=1,
             processes=True,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # None would ask for Dask's usual port, and warn where another has it
             local_directory=str(scratch),
             silence_logs=logging.CRITICAL,
         ) as cluster,

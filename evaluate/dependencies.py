@@ -88,6 +88,7 @@ def result_inputs(
         }
     if "held_out_rows" in benchmark.needs:
         inputs["held_out_rows_sha256"] = _rows_digest(manifest, card.hook)
+        inputs["norm_limit"] = None if card.norm_limit is None else plain(card.norm_limit)
     return inputs
 
 

@@ -17,6 +17,7 @@ from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.results import read_not_run, read_result
 from evaluate.run import run
 from evaluate.task import BenchmarkFailed
+from store.cache.norm_limit import NormLimit
 from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
 from tests.evaluate.conftest import evaluate
@@ -364,3 +365,17 @@ def test_workers_of_a_cluster_give_the_same_bytes(
     with dask_cluster(tmp_path, code=[ROOT, ROOT]) as address:
         evaluate(study, "core", reuse=False, scheduler=address)
     assert contents(study.results / "core") == here
+
+
+def test_an_saes_limit_of_the_norm_is_part_of_a_results_key(
+    study: SimpleNamespace, saes: SimpleNamespace, add_sae: Callable[..., None], evaluate_all: Callable[..., None]
+) -> None:
+    limit = NormLimit(
+        times_median=5.0, median=1.0, squared_norm=1e9, num_rows=8, num_rows_above=0, variance_share_above=0.0
+    )
+    add_sae("free", saes.random(1))
+    add_sae("limited", saes.random(1), norm_limit=limit)
+    evaluate_all("core")
+    free, limited = (read_result(study.results / "core" / f"{name}.json") for name in ("free", "limited"))
+    assert free.key != limited.key
+    assert free.metrics == limited.metrics  # no row is above
