@@ -4,6 +4,7 @@ config.py             its settings: variants and what they share
 checks.py             the ranges of its numbers
 architectures.py      the kinds of SAE, and what is done for dead latents
 lambdas.py            the kinds of lambda: here lambda changes
+task_lambdas.py       those that answer to the task: their formulas
 penalties.py          the kinds of penalty
 penalty_term.py       the penalties of the variants trained together
 sparsity.py           the coefficient that leads to a wanted L0
@@ -18,6 +19,8 @@ dispatch.py           passes one after another, or on the workers of a Dask clus
 task.py               one pass over the data
 loop.py               the loop over steps
 group.py              the variants trained together, and one step of them
+task_gradients.py     what lambdas need of a step's gradients
+hypergradient.py      how a step depended on lambda
 lambda_controller.py  the lambdas of all variants, side by side
 sparsity_controller.py  their sparsity coefficients
 steps/                forward, backward and update of stacked SAEs

@@ -43,8 +43,8 @@ class Settings(Record):
     lambda_regularizer: Positive
     """c in c (log lambda)^2, the term that holds a learned lambda near 1. 0.1 in the original definition."""
     lambda_lr: Positive | None
-    """Rate of log(lambda) per step. null: derived from the number of steps, so that a learned lambda can cross
-    [1e-3, 10] in the first quarter of the run."""
+    """Rate of log(lambda) per step, of learned, hypergradient, gradnorm and uncertainty. null: derived from the number
+    of steps, so that lambda can cross [1e-3, 10] in the first quarter of the run."""
     lr: Positive
     """Adam's learning rate at its plateau."""
     lr_warm_up_fraction: Fraction
@@ -74,8 +74,8 @@ class LambdaSetting(Record):
     """What every variant gives itself."""
 
     schedule: LambdaSchedule = Field(alias="lambda")
-    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual` and its numbers.
-    The key in params.yaml is `lambda`."""
+    """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual | hypergradient |
+    gradnorm | uncertainty` and its numbers. The key in params.yaml is `lambda`."""
 
 
 class VariantSettings(Settings, LambdaSetting):

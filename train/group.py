@@ -26,6 +26,7 @@ from train.steps.input import load_batch
 from train.steps.make import make_step
 from train.steps.protocol import Step, live_state
 from train.steps.resample import resample_
+from train.task_gradients import Measured, TaskGradients
 
 
 def make_group(
@@ -79,7 +80,10 @@ class VariantGroup:
         """Which variants are trained no further."""
         self._frozen_V = torch.zeros(len(settings), dtype=torch.bool)
         self._unit = settings[0].decoder_norm == "unit"
-        self._penalties = PenaltyTerm(settings, d_model=step.W_dec.shape[2], device=self._device)
+        self._penalties = PenaltyTerm(
+            settings, d_model=step.W_dec.shape[2], device=self._device, dtype=step.W_dec.dtype
+        )
+        self._task = TaskGradients(settings, step.W_dec)
         clips = [torch.inf if variant.gradient_clip is None else variant.gradient_clip for variant in settings]
         self._clip_V = None if min(clips) == torch.inf else self._column(clips)
         V, F, _ = step.W_dec.shape
@@ -102,13 +106,15 @@ class VariantGroup:
         self._rows_since_fired_VF += self._batch_rows
         self._rows_since_fired_VF.masked_fill_(step.activation_sum_VF > 0, 0)
         lambda_V = self.lambdas.at(now)
+        self._task.measure_task(step.W_dec_gradient, step.W_dec)
         self.add_penalties(lambda_V, now)
+        self._task.measure_penalty(self._penalties.own_nFD, step.W_dec)
         lr_factors = self._lr_factors(now)
         record = self._record(lambda_V, sparsity_V, lr_factors, log_cosines=log_cosines).cpu() if log else None
         self._update(lr_factors)
         if self.sparsity.has_targets:
             self.sparsity.update(step.num_active(), step=now)
-        self.lambdas.update(self._penalties.scaled_V, step=now, lr_factors=lr_factors)
+        self.lambdas.update(self._measured(), lambda_V=lambda_V, step=now, lr_factors=lr_factors)
         self._resample(now)
         self.num_steps_done = now + 1
         return record
@@ -139,6 +145,13 @@ class VariantGroup:
         """Adds lambda dP/dW_dec to the gradient of W_dec, for the variants that have a penalty."""
         self._penalties.add_gradients_(self._step.W_dec, self._step.W_dec_gradient, lambda_V=lambda_V, step=now)
 
+    def _measured(self) -> Measured:
+        """What the controllers of lambda are told of this step."""
+        step, task = self._step, self._task
+        needed = self.lambdas.needs_losses
+        losses_V = step.squared_error() + step.auxiliary_terms() if needed else torch.zeros_like(task.cosine_V)
+        return Measured(self._penalties.scaled_V, losses_V, task.task_norm_V, task.penalty_norm_V, task.cosine_V)
+
     def _update(self, lr_factors: list[float]) -> None:
         """From gradients to new weights."""
         step = self._step
@@ -147,12 +160,27 @@ class VariantGroup:
                 gradient[self._frozen_V] = 0.0
         if self._unit:
             remove_parallel_part_(step.W_dec_gradient, step.W_dec)
-        if self._clip_V is not None:
-            clip_(step.gradients, self._clip_V)
+        factors_V = None if self._clip_V is None else clip_(step.gradients, self._clip_V)
         self._adam.step(step.gradients, lr_factors=lr_factors)
+        self._follow_step(factors_V, lr_factors)
         if self._unit:
             renormalise_(step.W_dec)
         step.after_update()
+
+    def _follow_step(self, clip_factors_V: Tensor | None, lr_factors: list[float]) -> None:
+        """Notes how Adam's step depended on lambda, where a lambda is led by that."""
+        step, name = self._step, "decoder" if "decoder" in self._step.parameters else "W_dec"
+        D = step.W_dec.shape[2]
+        self._task.follow_step(
+            self._penalties.own_nFD,
+            w_VFD=step.W_dec,
+            gradient_VFD=step.W_dec_gradient,
+            first_VFD=self._adam.first[name][:, :, :D],
+            second_VFD=self._adam.second[name][:, :, :D],
+            clip_factors=[1.0] * len(lr_factors) if clip_factors_V is None else clip_factors_V,
+            lr_factors=lr_factors,
+            count=self.num_steps_done + 1,
+        )
 
     def _resample(self, now: int) -> None:
         """Resamples dead latents in the variants that do so after this step."""
@@ -167,6 +195,7 @@ class VariantGroup:
                 dead_F = rows_F >= variant.dead_after_rows
                 scale, seed = dead_latents.encoder_scale, variant.seed
                 resample_(self._step, self._adam, index, dead_F=dead_F, encoder_scale=scale, seed=seed, step_number=now)
+                self._task.forget_latents(index, dead_F)
                 rows_F.masked_fill_(dead_F, 0)
 
     def _record(self, lambda_V: Tensor, sparsity_V: Tensor, lr_factors: list[float], *, log_cosines: bool) -> Tensor:
@@ -205,6 +234,7 @@ class VariantGroup:
             "lambda_residual": torch.where(learned, lambda_V * scaled_V + 2.0 * regularizer_V * log_lambda_V, absent_V),
             "dead_latents": self.num_dead(),
             "mean_max_cosine": cosines_V,
+            "hypergradient_cosine": torch.where(self.lambdas.hypergradient, self._task.cosine_V, absent_V),
             "sparsity_coefficient": torch.where(self.sparsity.with_target(), sparsity_V, absent_V),
         }
         record = torch.stack([columns[name].to(torch.float64) for name in COLUMNS], dim=1)
@@ -233,6 +263,7 @@ class VariantGroup:
         for tensor in self._per_variant():
             tensor[index] = 0
         self.lambdas.clear(index)
+        self._task.clear(index)
 
     def _per_variant(self) -> Iterator[Tensor]:
         yield from live_state(self._step).values()
@@ -251,6 +282,7 @@ class VariantGroup:
             **{f"adam_first.{name}": moment for name, moment in self._adam.first.items()},
             **{f"adam_second.{name}": moment for name, moment in self._adam.second.items()},
             **self.lambdas.state(),
+            **self._task.state(),
             **self.sparsity.state(),
             "scaled_penalty": self._penalties.scaled_V,
             "rows_since_fired": self._rows_since_fired_VF,

@@ -20,6 +20,7 @@ lambda itself while s falls, hence the mean square must forget faster than s mov
 c, the slope of the regulariser per unit of s, times max(1, 8 rate): near the curve dL/ds has slope 2 c (1 - s) <= 16
 c, so that the last approach is an exponential one at every rate, where a plain Adam would end in a limit cycle.
 
+The kinds that answer to the task (hypergradient, gradnorm, uncertainty) have their formulas in task_lambdas.py.
 Torch is not imported here: settings are read without waiting for it.
 """
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 CROSSING = (1.0e-3, 10.0)
 """The range that a learned lambda can cross within the first quarter of a run at the derived rate."""
 DUAL_RANGE = (1.0e-6, 1.0e6)
-"""A dual lambda stays within it, so that an unreachable target cannot overflow it."""
+"""A lambda that follows training and has no floor of its own stays within it, so that it cannot overflow."""
 
 
 class FixedLambda(Record):
@@ -165,12 +166,72 @@ class DualLambda(Record):
         return self.start
 
 
+class HypergradientLambda(Record):
+    """Lambda against the derivative of the next batch's loss by it, through the optimiser's last step."""
+
+    kind: Literal["hypergradient"]
+    start: Positive
+    """Lambda before the first step; where it ends hardly depends on it."""
+
+    def at(self, progress: float) -> float:
+        """Where it begins."""
+        del progress
+        return self.start
+
+
+class GradNormLambda(Record):
+    """Lambda that balances the gradients of reconstruction and penalty by the pace of both (GradNorm)."""
+
+    kind: Literal["gradnorm"]
+    start: Positive
+    """Lambda before the first step."""
+    asymmetry: NotNegative = 1.5
+    """alpha: how much more gradient the task gets that has fallen less; 0 makes both gradients equally long. 1.5 is
+    what GradNorm's authors chose for their large study."""
+
+    def at(self, progress: float) -> float:
+        """Where it begins."""
+        del progress
+        return self.start
+
+
+class UncertaintyLambda(Record):
+    """Lambda as the ratio of two learned variances, of reconstruction and penalty (uncertainty weighting)."""
+
+    kind: Literal["uncertainty"]
+    start: Positive
+    """Lambda before the first step."""
+
+    def at(self, progress: float) -> float:
+        """Where it begins."""
+        del progress
+        return self.start
+
+
 LambdaSchedule = Annotated[
-    FixedLambda | LinearLambda | CosineLambda | ExponentialLambda | PiecewiseLambda | LearnedLambda | DualLambda,
+    FixedLambda
+    | LinearLambda
+    | CosineLambda
+    | ExponentialLambda
+    | PiecewiseLambda
+    | LearnedLambda
+    | DualLambda
+    | HypergradientLambda
+    | GradNormLambda
+    | UncertaintyLambda,
     Field(discriminator="kind"),
 ]
+TASK_LAMBDAS = (HypergradientLambda, GradNormLambda, UncertaintyLambda)
+"""The kinds that answer to the task: see task_lambdas.py."""
 NO_PENALTY = FixedLambda(kind="fixed", value=0.0)
 """The one schedule that never weighs the penalty at all."""
+
+
+def follows_lambda_lr(schedule: "LambdaSchedule") -> bool:
+    """Whether `lambda_lr` is the rate of this kind of lambda."""
+    if isinstance(schedule, LearnedLambda):
+        return schedule.parametrisation == "log"
+    return isinstance(schedule, TASK_LAMBDAS)
 
 
 def default_lambda_lr(num_steps: int) -> float:

@@ -29,6 +29,7 @@ COLUMNS = (
     "penalty_lower_bound",  # the least P possible, max(0, F^2/d - F)
     "penalty_excess",  # P minus the bound
     "lambda_residual",  # lambda * scaled_penalty + 2 c log(lambda); learned lambdas only
+    "hypergradient_cosine",  # c of task_lambdas.py; hypergradient lambdas only
     "dead_latents",  # latents that have not fired within the last dead_after_rows rows
     "mean_max_cosine",  # mean over latents of the largest cosine with another one; every COSINE_EVERY_RECORDS records
     "sparsity_coefficient",  # l1 (jumprelu: l0) of this step, where it follows a target L0

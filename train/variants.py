@@ -12,7 +12,7 @@ from train.config import (
     VariantSettings,
     resolve,
 )
-from train.lambdas import NO_PENALTY, LearnedLambda
+from train.lambdas import NO_PENALTY, LearnedLambda, follows_lambda_lr
 from train.version import TRAIN_VERSION
 
 
@@ -40,8 +40,8 @@ def relevant(settings: VariantSettings) -> dict[str, Any]:
     """The settings of a variant that can touch it, as plain JSON."""
     found: dict[str, Any] = plain(settings)
     if not isinstance(settings.schedule, LearnedLambda):
-        del found["lambda_regularizer"], found["lambda_lr"]
-    elif settings.schedule.parametrisation != "log":
+        del found["lambda_regularizer"]
+    if not follows_lambda_lr(settings.schedule):
         del found["lambda_lr"]
     if settings.schedule == NO_PENALTY:
         del found["penalty"]

@@ -17,6 +17,7 @@ TRAIN_VERSION = CodeVersion(
         "train/checkpoint.py",
         "train/config.py",
         "train/group.py",
+        "train/hypergradient.py",
         "train/lambda_controller.py",
         "train/lambdas.py",
         "train/loop.py",
@@ -28,8 +29,10 @@ TRAIN_VERSION = CodeVersion(
         "train/sparsity_controller.py",
         "train/steps",
         "train/task.py",
+        "train/task_gradients.py",
+        "train/task_lambdas.py",
         "train/variants.py",
     ),
-    code_sha256="1f042ed83bf5f610767eef36cbf59430034f67232235faaa92edc2896abfd619",
+    code_sha256="46fef297bbe1f5dff653edce7c230b8fe34e54b6954363d2291adec35bf7275d",
 )
 """Raised by hand when the same inputs give other weights or another log."""

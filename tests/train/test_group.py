@@ -45,8 +45,8 @@ def batches() -> list[NDArray[np.uint16]]:
 
 
 def study(resolved: Resolved, kind: dict[str, Any], dead_latents: dict[str, Any]) -> list[VariantSettings]:
-    """Eight variants that differ in everything that may differ within a group."""
-    ks = [{**kind, "k": k} if "k" in kind else kind for k in (3, 2, 4, 3, 3, 3, 3)]
+    """Eleven variants that differ in everything that may differ within a group."""
+    ks = [{**kind, "k": k} if "k" in kind else kind for k in (3, 2, 4, 3, 3, 3, 3, 3, 3, 3)]
     ks.append({**kind, "l0": {"target_l0": 4.0}} if kind["kind"] == "jumprelu" else kind)
     differences: list[dict[str, Any]] = [
         {},
@@ -59,6 +59,9 @@ def study(resolved: Resolved, kind: dict[str, Any], dead_latents: dict[str, Any]
         },
         {"lam": {"kind": "learned", "start": 2.0, "parametrisation": "literal"}, "penalty_scale": "per_latent"},
         {"lam": {"kind": "piecewise", "points": [[0.2, 0.0], [0.8, 3.0]]}, "sparsity_warm_up_fraction": 0.5, "seed": 9},
+        {"lam": {"kind": "hypergradient", "start": 1.0}, "gradient_clip": 2.0},
+        {"lam": {"kind": "gradnorm", "start": 0.1}, "adam_beta1": 0.5, "penalty": {"kind": "max-cosine"}},
+        {"lam": {"kind": "uncertainty", "start": 0.1}, "lambda_lr": 0.02},
         {"l1": {"target_l0": 4.0, "start": 0.05}, "seed": 3},
     ]
     shared = {"d_sae": F, "dead_latents": dead_latents, "dead_after_rows": 2 * B, "lr": 1e-2, "batch_rows": B}
@@ -128,7 +131,7 @@ def test_a_variant_that_diverges_stops_alone_and_the_others_keep_every_bit(
             assert index == 2
             group.freeze(index)
         if number == 28:
-            assert group.frozen == [False, False, True, False, False, False, False, False]
+            assert group.frozen == [False, False, True, *[False] * 8]
             assert bool(record[2].isnan().all())
     assert group.not_finite() == []
     assert all(bool((tensor == 0).all()) for tensor in weights_of(group)[2].values())
@@ -206,7 +209,8 @@ def test_every_number_of_a_record_is_that_of_the_plain_definition(
         "mean_max_cosine": float((gram - 9 * torch.eye(F)).amax(1).mean()),
     }  # fmt: skip
     expected["lr"] = 3e-3 / 20  # the first of 200 * 0.1 = 20 steps of warm-up
-    assert np.isnan(got.pop("sparsity_coefficient"))  # it is given, and no target is followed
+    absent = ("sparsity_coefficient", "hypergradient_cosine")  # no target and no derivative is followed
+    assert all(np.isnan(got.pop(name)) for name in absent)
     assert got == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
 
 

@@ -20,6 +20,7 @@ from train.lambdas import (
     literal_lambda_step,
     log_lambda_step,
 )
+from train.task_gradients import Measured
 
 C = 0.1
 
@@ -28,6 +29,12 @@ C = 0.1
 def train(settings: dict[str, Any]) -> None:
     """The `train` section that the variants below are resolved with: lr 3e-4, c 0.1, 24 latents."""
     Shared.train = TrainConfig.model_validate({**settings, "lr": 3e-4})
+
+
+def told(scaled_penalty: Tensor) -> Measured:
+    """What a step measured, where only P counts."""
+    zeros = torch.zeros_like(scaled_penalty)
+    return Measured(scaled_penalty, zeros, zeros, zeros, zeros)
 
 
 class Shared:
@@ -55,7 +62,7 @@ def descend(start: float, penalty: float, num_steps: int) -> list[float]:
     bank = controllers([{"kind": "learned", "start": start}], num_steps)
     values = []
     for step in range(num_steps):
-        bank.update(torch.tensor([penalty]), step=step, lr_factors=[1.0])
+        bank.update(told(torch.tensor([penalty])), lambda_V=bank.at(step), step=step, lr_factors=[1.0])
         values.append(float(bank.at(step)))
     return values
 
@@ -97,16 +104,16 @@ def test_a_piecewise_lambda_runs_through_its_points_and_is_level_outside() -> No
 def test_a_dual_lambda_rises_while_the_decoder_is_too_coherent_and_falls_after() -> None:
     # 24 latents: P = 24 * 23 * coherence. At twice the target lambda is multiplied by exp(0.1 (2 - 1)).
     bank = controllers([{"kind": "dual", "start": 0.5, "target": 0.02, "rate": 0.1}], 10)
-    bank.update(torch.tensor([24 * 23 * 0.04]), step=0, lr_factors=[1.0])
+    bank.update(told(torch.tensor([24 * 23 * 0.04])), lambda_V=bank.at(0), step=0, lr_factors=[1.0])
     assert float(bank.at(1)) == pytest.approx(0.5 * math.exp(0.1), rel=1e-6)
-    bank.update(torch.tensor([24 * 23 * 0.01]), step=1, lr_factors=[1.0])
+    bank.update(told(torch.tensor([24 * 23 * 0.01])), lambda_V=bank.at(1), step=1, lr_factors=[1.0])
     assert float(bank.at(2)) == pytest.approx(0.5 * math.exp(0.1 - 0.05), rel=1e-6)
 
 
 def test_a_dual_lambda_measures_coherence_whatever_the_scale_of_the_penalty() -> None:
     Shared.train = Shared.train.model_copy(update={"penalty_scale": "per_latent"})
     bank = controllers([{"kind": "dual", "start": 0.5, "target": 0.02, "rate": 0.1}], 10)
-    bank.update(torch.tensor([23 * 0.04]), step=0, lr_factors=[1.0])
+    bank.update(told(torch.tensor([23 * 0.04])), lambda_V=bank.at(0), step=0, lr_factors=[1.0])
     assert float(bank.at(1)) == pytest.approx(0.5 * math.exp(0.1), rel=1e-6)
 
 
@@ -148,10 +155,10 @@ def test_the_floor_is_reached_exactly_when_p_exceeds_1381_and_only_then() -> Non
 def test_lambda_leaves_the_floor_again_when_p_becomes_small() -> None:
     bank = controllers([{"kind": "learned", "start": 1.0}], 1000)
     for step in range(500):
-        bank.update(torch.tensor([1e4]), step=step, lr_factors=[1.0])
+        bank.update(told(torch.tensor([1e4])), lambda_V=bank.at(step), step=step, lr_factors=[1.0])
     assert float(bank.at(499)) == LAMBDA_FLOOR
     for step in range(500, 1000):
-        bank.update(torch.tensor([4.60517]), step=step, lr_factors=[1.0])
+        bank.update(told(torch.tensor([4.60517])), lambda_V=bank.at(step), step=step, lr_factors=[1.0])
     assert float(bank.at(999)) == pytest.approx(0.1, rel=1e-4)
 
 
@@ -220,8 +227,23 @@ def test_the_literal_step_descends_on_lambda_at_the_models_rate_and_clamps() -> 
 def test_at_the_models_rate_a_literal_lambda_hardly_moves_in_a_short_run() -> None:
     bank = controllers([{"kind": "learned", "start": 10.0, "parametrisation": "literal"}], 300)
     for step in range(300):
-        bank.update(torch.tensor([500.0]), step=step, lr_factors=[1.0])
+        bank.update(told(torch.tensor([500.0])), lambda_V=bank.at(step), step=step, lr_factors=[1.0])
     assert float(bank.at(299)) == pytest.approx(10.0 - 300 * 3e-4, rel=1e-3)
+
+
+def test_the_total_is_the_sum_of_the_lambdas_of_all_steps() -> None:
+    # At twice its target a dual lambda of rate log 2 doubles: 1 + 2 + 4, beside a fixed one of 3 * 0.5
+    bank = controllers(
+        [
+            {"kind": "dual", "start": 1.0, "target": 0.02, "rate": math.log(2.0)},
+            {"kind": "fixed", "value": 0.5},
+        ],
+        3,
+    )
+    for step in range(3):
+        penalty = torch.tensor([24 * 23 * 0.04, 1.0], dtype=torch.float64)
+        bank.update(told(penalty), lambda_V=bank.at(step), step=step, lr_factors=[1.0, 1.0])
+    assert bank.total.tolist() == pytest.approx([7.0, 1.5], rel=1e-12)
 
 
 def test_variants_side_by_side_do_not_touch_each_other() -> None:
@@ -237,9 +259,9 @@ def test_variants_side_by_side_do_not_touch_each_other() -> None:
     penalty = torch.tensor([3.0, 20.0, 5.0, 8.0, 7.0])
     for step in range(50):
         assert together.at(step).tolist() == [float(bank.at(step)) for bank in alone]
-        together.update(penalty, step=step, lr_factors=[0.5] * 5)
+        together.update(told(penalty), lambda_V=together.at(step), step=step, lr_factors=[0.5] * 5)
         for index, bank in enumerate(alone):
-            bank.update(penalty[index : index + 1], step=step, lr_factors=[0.5])
+            bank.update(told(penalty[index : index + 1]), lambda_V=bank.at(step), step=step, lr_factors=[0.5])
     assert together.penalised == [1, 2, 3, 4]
 
 

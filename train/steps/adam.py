@@ -36,13 +36,17 @@ def _pieces(stacked: Tensor) -> Sequence[Tensor]:
     return stacked.unbind() if stacked.device.type == "cpu" else (stacked,)
 
 
-def clip_(gradients: Mapping[str, Tensor], largest_V: Tensor) -> None:
-    """Shortens each variant's whole gradient to a length of at most `largest_V` (inf: as it is), in place."""
+def clip_(gradients: Mapping[str, Tensor], largest_V: Tensor) -> Tensor:
+    """Shortens each variant's whole gradient to a length of at most `largest_V` (inf: as it is), in place.
+
+    Returns what each was multiplied with, (V,).
+    """
     squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients.values()]
     lengths_V = torch.stack(squares).sum(dim=0).sqrt()
     factor_V = (largest_V.to(lengths_V.dtype) / (lengths_V + _CLIP_EPS)).clamp_max(1.0)
     for gradient in gradients.values():
         gradient.mul_(factor_V.view(-1, *[1] * (gradient.ndim - 1)))
+    return factor_V
 
 
 class StackedAdam:

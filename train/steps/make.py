@@ -13,6 +13,7 @@ from train.steps.autograd import AutogradStep
 from train.steps.initialise import FREE_LENGTH, initial_weights
 from train.steps.protocol import Step
 from train.steps.topk import THRESHOLD_RATE, threshold_rate
+from train.task_gradients import lasting_decoders
 
 
 def make_step(
@@ -53,8 +54,8 @@ def step_class(settings: Sequence[VariantSettings]) -> type[AnalyticStep] | type
 def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows: int, device: torch.device) -> int:
     """About how much memory a group of these variants needs while it trains, in bytes.
 
-    What lasts is what the step says, and Adam's two moments in float32. Beside it either the step computes a batch, or
-    the group a penalty or the cosines of a log record, block by block.
+    What lasts is what the step says, Adam's two moments in float32, and what lambdas led by gradients keep. Beside it
+    either the step computes a batch, or the group a penalty or the cosines of a log record, block by block.
     """
     V, F, D = len(settings), settings[0].d_sae, d_model
     step = step_class(settings).num_bytes(settings, d_model=D, batch_rows=batch_rows, device=device)
@@ -62,4 +63,6 @@ def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows
     rows = 0 if settings[0].decoder_norm == "unit" else 3 * F * D  # directions, and the gradient through their lengths
     penalty = 4 * V * (min(F, D) ** 2 + rows)
     cosines = 4 * (min(F, 2 * BLOCK_ROWS) * F + 2 * F * D)
-    return step.lasting + moments + max(step.passing, penalty, cosines)
+    task = 4 * F * D * lasting_decoders(settings)
+    following = 4 * F * D * 6 if task else 0  # one decoder's derivative by lambda, and what is made on the way
+    return step.lasting + moments + task + max(step.passing, penalty, cosines, following)
