@@ -13,6 +13,8 @@ version.py            its version
 grid.py               which variants a study has
 variants.py           what identifies a variant
 run.py                the stage
+matched.py            controls with the lambda that another variant's came to
+rounds.py             one round of training: controls are the second
 reuse.py              which variants need not be trained
 plan.py               which variants are stacked, and which groups share a pass
 dispatch.py           passes one after another, or on the workers of a Dask cluster

@@ -11,7 +11,7 @@ from store.sae.geometry import gram_penalty_and_gradient, gram_penalty_bound
 from store.sae.stationary_lambda import judge_lambda, lambda_residual
 from store.sae.weights import SAEWeights, fold_scale
 from train.config import VariantSettings, target_of
-from train.lambdas import LearnedLambda
+from train.lambdas import FOLLOWS_TRAINING, LearnedLambda
 from train.loop import GroupRun
 from train.metrics import averaged_tail, log_lambda_range, mean_max_cosine
 from train.penalties import GramPenalty
@@ -39,6 +39,7 @@ def save_group(
     """
     group = run.group
     final_lambdas = group.lambdas_at(num_steps - 1).tolist()
+    lambda_means = (group.lambdas.total / num_steps).tolist()
     num_dead = group.num_dead().tolist()
     for index, (variant, trained) in enumerate(zip(variants, group.trained_weights(), strict=True)):
         lines, diverged_at = run.log_of(index), run.diverged_at.get(index)
@@ -50,6 +51,7 @@ def save_group(
                 lines,
                 settings=variant.settings,
                 lam=final_lambdas[index],
+                mean_lam=lambda_means[index],
                 num_dead=num_dead[index],
                 num_steps=num_steps,
             )
@@ -84,13 +86,15 @@ def final_metrics(
     *,
     settings: VariantSettings,
     lam: float,
+    mean_lam: float,
     num_dead: int,
     num_steps: int,
 ) -> dict[str, float | int | str]:
     """The card's summary of a run.
 
     What varies with the batch is a mean over the last log records (metrics.averaged_tail); the rest belongs to the
-    final weights and the final lambda.
+    final weights and the final lambda; `mean_lam` is the mean of lambda over all steps, of interest where it follows
+    training.
     """
     penalty, excess, _ = gram_penalty_and_gradient(weights.W_dec)
     final: dict[str, float | int | str] = {
@@ -102,6 +106,8 @@ def final_metrics(
         "dead_latents": num_dead,
         "mean_max_cosine": float(mean_max_cosine(weights.W_dec)),
     }
+    if isinstance(settings.schedule, FOLLOWS_TRAINING):
+        final["lambda_mean"] = mean_lam
     if target_of(settings) is not None:
         final["sparsity_coefficient"] = float(lines[-1]["sparsity_coefficient"])
     if isinstance(settings.schedule, LearnedLambda):

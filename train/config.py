@@ -78,7 +78,7 @@ class LambdaSetting(Record):
 
     schedule: LambdaSchedule = Field(alias="lambda")
     """How lambda is set: `kind: fixed | linear | cosine | exponential | piecewise | learned | dual | hypergradient |
-    gradnorm | uncertainty` and its numbers. The key in params.yaml is `lambda`."""
+    gradnorm | uncertainty | matched` and its numbers. The key in params.yaml is `lambda`."""
 
 
 class VariantSettings(Settings, LambdaSetting):

@@ -29,6 +29,7 @@ from train.config import (
     check_variant_names,
     resolve,
 )
+from train.matched import partners
 from train.variants import relevant
 
 MAX_VARIANTS = 512
@@ -180,7 +181,9 @@ def with_grid(
             )
         known.add(identity)
         study[name] = variant
-    return check_variant_names(study)
+    check_variant_names(study)
+    partners(train, study)  # a control that has none is a mistake
+    return study
 
 
 def _identity(train: TrainConfig, name: str, variant: VariantConfig) -> str:

@@ -208,6 +208,20 @@ class UncertaintyLambda(Record):
         return self.start
 
 
+class MatchedLambda(Record):
+    """A control: the same lambda at every step, which another variant's lambda came to."""
+
+    kind: Literal["matched"]
+    of: str
+    """Name of a variant whose lambda follows training; see matched.py."""
+    take: Literal["mean", "final"]
+    """What is taken of its lambda: the mean over all steps, or the last value."""
+
+    def at(self, progress: float) -> float:
+        """Not known before the other variant is trained: ValueError."""
+        raise ValueError(f"expected the {self.take} lambda of {self.of} to be filled in, at {progress} it is not")
+
+
 LambdaSchedule = Annotated[
     FixedLambda
     | LinearLambda
@@ -218,11 +232,14 @@ LambdaSchedule = Annotated[
     | DualLambda
     | HypergradientLambda
     | GradNormLambda
-    | UncertaintyLambda,
+    | UncertaintyLambda
+    | MatchedLambda,
     Field(discriminator="kind"),
 ]
 TASK_LAMBDAS = (HypergradientLambda, GradNormLambda, UncertaintyLambda)
 """The kinds that answer to the task: see task_lambdas.py."""
+FOLLOWS_TRAINING = (LearnedLambda, DualLambda, *TASK_LAMBDAS)
+"""The kinds whose lambda depends on what training does."""
 NO_PENALTY = FixedLambda(kind="fixed", value=0.0)
 """The one schedule that never weighs the penalty at all."""
 

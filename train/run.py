@@ -1,58 +1,51 @@
-"""The training stage, from a cache to SAE artefacts: unchanged variants are reused, the rest trained in few passes."""
+"""The training stage, from a cache to SAE artefacts: unchanged variants are reused, the rest trained in few passes.
 
-import itertools
+Controls that match another variant's lambda (matched.py) are trained in a second round: what they take is known then.
+"""
+
+import functools
+import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from compute.cluster import connect, workers_of
 from compute.code_version import tell_if_edited
 from compute.device import product_dtype
-from compute.memory import default_budget
-from store.atomic import read_json, write_json
-from store.cache.manifest import Manifest
 from store.cache.moments import Moments
 from store.cache.norm_summary import norm_summary
 from store.cache.outlier_rows import DECIDING_SHARE
 from store.care.dvc_versions import earlier_outputs, files_in
-from store.errors import StoreError
-from store.files.open import CachePlace, place_of
+from store.files.open import CachePlace
 from store.lease import exclusive_lock
 from store.read.cache import ActivationCache
 from store.replace import check_target, replace_folder
 from store.sae.artefact import load_card
-from train.checkpoint import checkpoints_in
 from train.config import (
     TrainConfig,
     VariantConfig,
+    VariantSettings,
     check_against_data,
     check_variant_name,
     check_variant_names,
-    shape_key,
+    resolve,
     steps_warning,
 )
-from train.dispatch import run_here, run_on_cluster
-from train.plan import plan_groups, plan_passes, spread
+from train.matched import partners, values_taken
 from train.reuse import take_earlier
-from train.steps.make import group_bytes
+from train.rounds import PLAN_FILE, train_missing, variants_by_hook
 from train.task import (
     Plan,
-    Task,
     TrainingResources,
     plan_run,
-    stop_file,
     tasks_folder,
     trained_folder,
-    training_software,
 )
 from train.telemetry import check_sinks
 from train.variants import ResolvedVariant, resolve_variants
 from train.version import TRAIN_VERSION
-
-PLAN_FILE = "plan.json"
 
 FEW_STEPS = 500
 """An SAE that takes fewer has hardly begun to learn, which is said."""
@@ -96,13 +89,16 @@ def run(
     check_sinks(resources.sinks)
     tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
     manifest = ActivationCache(cache).manifest
-    resolved = resolve_variants(
+    partner_of = partners(config, variants)
+    resolved_with = functools.partial(
+        resolve_variants,
         config,
-        variants,
         cache_digest=manifest.digest,
         product_dtype=str(product_dtype(torch.device(resources.device))).removeprefix("torch."),
     )
-    by_hook = _by_hook(resolved)
+    resolved = resolved_with({name: variant for name, variant in variants.items() if name not in partner_of})
+    controls = {name: variants[name] for name in partner_of}
+    by_hook = variants_by_hook(resolved)
     plans = {hook: plan_run(config, manifest, hook=hook) for hook in by_hook}  # what does not fit the cache ends here
     fewest = min(plan.num_steps for plan in plans.values())
     if fewest < FEW_STEPS:
@@ -115,37 +111,40 @@ def run(
         _check_variant(variant, d_model=manifest.spec.model.d_model)
     for hook, plan in plans.items():
         _tell_norms(manifest.moments[hook], plan, hook=hook)
-    warning = steps_warning({variant.name: variant.settings for variant in resolved}, num_steps=fewest)
+    settings = {name: resolve(config, variant) for name, variant in variants.items()}
+    warning = steps_warning(settings, num_steps=fewest)
     if warning:
         print(f"train: {warning}", file=sys.stderr)
     with exclusive_lock(scratch):
-        check_target(output, scratch, nbytes=_weights_nbytes(resolved, d_model=manifest.spec.model.d_model))
+        check_target(output, scratch, nbytes=_weights_nbytes(settings.values(), d_model=manifest.spec.model.d_model))
         assembly = scratch / "models"
         shutil.rmtree(assembly, ignore_errors=True)
         assembly.mkdir(parents=True)
-        missing = _taken_over(resolved, output, assembly, reuse=reuse)
-        missing = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
-        if missing:
-            _train(
-                _unique(missing), config, cache=cache, manifest=manifest, scratch=scratch,
-                resources=resources, budget_bytes=budget_bytes, scheduler=scheduler,
-            )  # fmt: skip
-            left = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
-            assert not left, left
+
+        def train_round(this_round: Sequence[ResolvedVariant], *, title: str) -> None:
+            """Puts the variants into `assembly`: reused, or trained."""
+            missing = _taken_over(this_round, output, assembly, reuse=reuse)
+            missing = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
+            if missing:
+                train_missing(
+                    _unique(missing), config, cache=cache, manifest=manifest, scratch=scratch, resources=resources,
+                    budget_bytes=budget_bytes, scheduler=scheduler, title=title,
+                )  # fmt: skip
+                left = take_earlier(missing, [files_in(trained_folder(scratch))], folder=assembly)
+                assert not left, left
+
+        train_round(resolved, title="train")
+        if controls:
+            values = values_taken(variants, partner_of, folder=assembly)
+            _tell_controls(values, partner_of)
+            resolved += resolved_with(controls, matched=values)
+            train_round(resolved[-len(controls) :], title="train controls")
         diverged = _diverged(assembly, resolved)
         replace_folder(assembly, output)
         for done_with in (trained_folder(scratch), tasks_folder(scratch)):
             shutil.rmtree(done_with, ignore_errors=True)
         (scratch / PLAN_FILE).unlink(missing_ok=True)
     return diverged
-
-
-def _by_hook(variants: Sequence[ResolvedVariant]) -> dict[str, list[ResolvedVariant]]:
-    """The variants of each hook, in the order given."""
-    found: dict[str, list[ResolvedVariant]] = {}
-    for variant in variants:
-        found.setdefault(variant.settings.hook, []).append(variant)
-    return found
 
 
 def _tell_norms(moments: Moments, plan: Plan, *, hook: str) -> None:
@@ -169,9 +168,18 @@ def _tell_norms(moments: Moments, plan: Plan, *, hook: str) -> None:
         )
 
 
-def _weights_nbytes(variants: Sequence[ResolvedVariant], *, d_model: int) -> int:
+def _weights_nbytes(settings: Iterable[VariantSettings], *, d_model: int) -> int:
     """Of the encoders and decoders, which are nearly all that the output takes."""
-    return sum(2 * 4 * d_model * variant.settings.d_sae for variant in variants)
+    return sum(2 * 4 * d_model * variant.d_sae for variant in settings)
+
+
+def _tell_controls(values: Mapping[str, float], partner_of: Mapping[str, str]) -> None:
+    for control, value in values.items():
+        if math.isfinite(value):
+            said = f"has a constant lambda of {value:.6g}, that of {partner_of[control]}"
+        else:
+            said = f"has no lambda, since {partner_of[control]} diverged, and will count as diverged too"
+        print(f"train: {control} {said}", file=sys.stderr)
 
 
 def _check_variant(variant: ResolvedVariant, *, d_model: int) -> None:
@@ -197,142 +205,6 @@ def _taken_over(
 def _unique(variants: Sequence[ResolvedVariant]) -> list[ResolvedVariant]:
     """One variant per key: those that differ in name alone are trained once."""
     return list({variant.key: variant for variant in reversed(variants)}.values())[::-1]
-
-
-def _train(
-    missing: Sequence[ResolvedVariant],
-    config: TrainConfig,
-    *,
-    cache: CachePlace | Path | str,
-    manifest: Manifest,
-    scratch: Path,
-    resources: TrainingResources,
-    budget_bytes: int | None,
-    scheduler: str | None,
-) -> None:
-    """Trains the variants; each is in its folder of `scratch`/trained when this returns. SystemExit if stopped."""
-    budget = budget_bytes or default_budget(torch.device(resources.device))
-    stop_file(scratch).unlink(missing_ok=True)  # of a run that was killed while it stopped its workers
-
-    def planned(num_workers: int) -> list[Task]:
-        compositions = _kept_plan(scratch, missing) or _plan(
-            missing, config, budget, d_model=manifest.spec.model.d_model, resources=resources, num_workers=num_workers
-        )
-        _write_plan(scratch, compositions)
-        return [
-            Task(
-                groups,
-                config,
-                place_of(cache).absolute(),
-                manifest.digest,
-                scratch.resolve(),
-                resources,
-                training_software(),
-                title,
-            )
-            for groups, title in zip(compositions, _titles(len(compositions)), strict=True)
-        ]
-
-    if scheduler is None:
-        tasks = planned(1)
-        _announce(tasks, budget)
-        stopped = run_here(tasks)
-    else:
-        with connect(scheduler) as client:
-            tasks = planned(len(workers_of(client)))
-            _announce(tasks, budget)
-            num_tokens = sum(
-                plan_run(config, manifest, hook=task.hook).num_steps * config.batch_rows * len(task.variants)
-                for task in tasks
-            )
-            stopped = run_on_cluster(client, tasks, num_tokens=num_tokens)
-    if stopped is not None:
-        raise SystemExit(f"train: {stopped}. Run the same command again to continue")
-
-
-def _plan(
-    missing: Sequence[ResolvedVariant],
-    config: TrainConfig,
-    budget: int,
-    *,
-    d_model: int,
-    resources: TrainingResources,
-    num_workers: int,
-) -> list[tuple[tuple[ResolvedVariant, ...], ...]]:
-    """Variants by group, groups by task; the groups of a task have one hook."""
-    passes = []
-    for members in _by_hook(missing).values():
-        groups = plan_groups(
-            members,
-            shape=lambda variant: shape_key(variant.settings),
-            num_bytes=lambda some: group_bytes(
-                [variant.settings for variant in some],
-                d_model=d_model,
-                batch_rows=config.batch_rows,
-                device=torch.device(resources.device),
-            ),
-            budget=budget,
-        )
-        passes += plan_passes(groups, budget=budget)
-    tasks = spread(passes, num_workers)
-    return [tuple(group.members for group in task) for task in tasks]
-
-
-def _kept_plan(
-    scratch: Path, missing: Sequence[ResolvedVariant]
-) -> list[tuple[tuple[ResolvedVariant, ...], ...]] | None:
-    """What an interrupted run had planned, without the tasks it finished, if that is what is missing now.
-
-    What is trained together decides the last bits of the weights, so that a run continues as it began, though memory or
-    workers may have changed.
-    """
-    try:
-        tasks = read_json(scratch / PLAN_FILE)
-    except (FileNotFoundError, StoreError):
-        return None
-    by_key = {variant.key: variant for variant in missing}
-    left = [task for task in tasks if any(key in by_key for group in task for key in group)]
-    if sorted(key for task in left for group in task for key in group) != sorted(by_key):
-        return None
-    return [tuple(tuple(by_key[key] for key in group) for group in task) for task in left]
-
-
-def _write_plan(scratch: Path, tasks: Sequence[Sequence[Sequence[ResolvedVariant]]]) -> None:
-    write_json(scratch / PLAN_FILE, [[[variant.key for variant in group] for group in task] for task in tasks])
-
-
-def _titles(count: int) -> list[str]:
-    return ["train"] if count == 1 else [f"train {index + 1}/{count}" for index in range(count)]
-
-
-def _announce(tasks: Sequence[Task], budget: int) -> None:
-    _say_what_is_not_continued(tasks)
-    groups = list(itertools.chain.from_iterable(task.groups for task in tasks))
-    print(
-        f"train: {sum(map(len, groups))} variants in {len(groups)} group{'s' * (len(groups) > 1)} of "
-        f"{', '.join(str(len(group)) for group in groups)}; {len(tasks)} pass{'es' * (len(tasks) > 1)} over the data "
-        f"(memory for one: {budget / 2**30:.3g} GiB); metrics in {tasks[0].folder.parent}/*/metrics.jsonl",
-        file=sys.stderr,
-    )
-
-
-def _say_what_is_not_continued(tasks: Sequence[Task]) -> None:
-    """Names checkpoints that no task of this run can continue."""
-    scratch = tasks[0].scratch
-    finished = {path.name for path in trained_folder(scratch).glob("*")}
-    own = {task.folder for task in tasks}
-    others = [
-        folder
-        for folder in tasks_folder(scratch).glob("*")
-        if folder not in own and folder.name not in finished and checkpoints_in(folder)
-    ]
-    if others:
-        print(
-            f"train: {len(others)} unfinished pass{'es' * (len(others) > 1)} in {tasks_folder(scratch)} "
-            f"{'were' if len(others) > 1 else 'was'} begun with other settings, data, code or packages and cannot be "
-            "continued with these",
-            file=sys.stderr,
-        )
 
 
 def _diverged(assembly: Path, variants: Sequence[ResolvedVariant]) -> list[str]:

@@ -1,5 +1,6 @@
 """What identifies a variant: its settings filled in, and the key of all that decides its artefact."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from train.config import (
     VariantSettings,
     resolve,
 )
-from train.lambdas import NO_PENALTY, LearnedLambda, follows_lambda_lr
+from train.lambdas import NO_PENALTY, FixedLambda, LearnedLambda, MatchedLambda, follows_lambda_lr
 from train.version import TRAIN_VERSION
 
 
@@ -22,6 +23,7 @@ class ResolvedVariant:
 
     name: str
     settings: VariantSettings
+    """Of a control with the lambda that it took."""
     key: str
     """Digest of all that decides the artefact but the name."""
     own: dict[str, Any]
@@ -53,20 +55,36 @@ def relevant(settings: VariantSettings) -> dict[str, Any]:
 
 
 def resolve_variants(
-    train: TrainConfig, variants: Mapping[str, VariantConfig], *, cache_digest: str, product_dtype: str = "float32"
+    train: TrainConfig,
+    variants: Mapping[str, VariantConfig],
+    *,
+    cache_digest: str,
+    product_dtype: str = "float32",
+    matched: Mapping[str, float] | None = None,
 ) -> list[ResolvedVariant]:
     """Fills in what each variant takes from the profile, and derives its key.
 
     A setting that cannot touch a variant is no part of its key. The number format of the products is, though the device
-    chooses it: variants of different formats must not be compared.
+    chooses it: variants of different formats must not be compared. Of a control the key holds the lambda that it took,
+    so that it is trained again when the variant it matches comes to another; its own settings say which that is.
+
+    Args:
+        matched: lambda of each control among the variants (matched.py), NaN where what it matches diverged.
     """
     shared = run_wide(train) | {"product_dtype": product_dtype}
     resolved = []
     for name, variant in variants.items():
         settings = resolve(train, variant)
         own = relevant(settings)
+        decides = own
+        if isinstance(settings.schedule, MatchedLambda):
+            value = (matched or {})[name]
+            decides = own | {"lambda": own["lambda"] | {"value": value if math.isfinite(value) else None}}
+            # Without a check: NaN, which no setting may be, makes the control diverge at its first step.
+            taken = FixedLambda.model_construct(kind="fixed", value=value)
+            settings = settings.model_copy(update={"schedule": taken})
         key = digest(
-            {**TRAIN_VERSION.identity("train_version"), "cache": cache_digest, "train": shared, "variant": own}
+            {**TRAIN_VERSION.identity("train_version"), "cache": cache_digest, "train": shared, "variant": decides}
         )
         resolved.append(ResolvedVariant(name=name, settings=settings, key=key, own=own, shared=shared))
     return resolved

@@ -3,7 +3,7 @@
 from compute.code_version import CodeVersion
 
 TRAIN_VERSION = CodeVersion(
-    number=2,
+    number=4,
     files=(
         "compute/device.py",
         "store/cache/norm_limit.py",
@@ -21,6 +21,7 @@ TRAIN_VERSION = CodeVersion(
         "train/lambda_controller.py",
         "train/lambdas.py",
         "train/loop.py",
+        "train/matched.py",
         "train/metrics.py",
         "train/penalties.py",
         "train/penalty_term.py",
@@ -33,6 +34,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task_lambdas.py",
         "train/variants.py",
     ),
-    code_sha256="8656a6ae8d8ba3f926352fb58ea652c0e67824f835403b8b09314ea708dee49c",
+    code_sha256="f6eb17727c8f95e80fa8c268e9b2a7f81c3775245594fb3de85ad5abdbfae832",
 )
 """Raised by hand when the same inputs give other weights or another log."""

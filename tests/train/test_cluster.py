@@ -14,7 +14,7 @@ import pytest
 
 from store.sae.artefact import load_sae, read_log
 from tests.train.dask_cluster import ROOT, dask_cluster
-from train.config import TrainConfig, VariantConfig
+from train.config import VARIANTS, TrainConfig, VariantConfig
 from train.run import run
 from train.task import TrainingResources
 
@@ -61,6 +61,19 @@ def test_groups_are_spread_over_the_workers_and_end_as_they_do_here(
         there = read_log(tmp_path / "there" / name)
         assert [line["rows"] for line in there] == [line["rows"] for line in here[name]]
         assert there[-1]["mse"] == pytest.approx(here[name][-1]["mse"], rel=1e-3)
+
+
+def test_controls_take_what_the_workers_found(
+    scheduler: str, cache_folder: Path, settings: dict[str, Any], section: dict[str, Any], tmp_path: Path
+) -> None:
+    control = {"lambda": {"kind": "matched", "of": "adaptive", "take": "mean"}}
+    run(
+        TrainConfig.model_validate(settings), VARIANTS.validate_python({**section, "control": control}),
+        cache=cache_folder, output=tmp_path / "models", scratch=tmp_path / "scratch", reuse=False, scheduler=scheduler,
+        resources=TrainingResources(device="cpu", num_threads=1),
+    )  # fmt: skip
+    adaptive, found = (load_sae(tmp_path / "models" / name)[1] for name in ("adaptive", "control"))
+    assert found.final["lambda"] == adaptive.final["lambda_mean"]
 
 
 @pytest.mark.slow

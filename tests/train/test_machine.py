@@ -10,7 +10,7 @@ import pytest
 from store.errors import MachineError
 from store.machine import explain
 from train.reuse import take, take_earlier
-from train.run import PLAN_FILE, _kept_plan
+from train.rounds import PLAN_FILE, _kept_plan
 
 VARIANT: Any = SimpleNamespace(name="baseline", key="k")
 FILES = ("card.json", "log.jsonl", "cfg.json", "sae_weights.safetensors")

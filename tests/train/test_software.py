@@ -96,7 +96,7 @@ def test_a_task_looks_itself_as_workers_may_join_later(
     train_files: Train, five: dict[str, VariantConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner = dataclasses.replace(training_software(), torch="1.13.1", place="/there on two")
-    monkeypatch.setattr("train.run.training_software", lambda: planner)
+    monkeypatch.setattr("train.rounds.training_software", lambda: planner)
     with pytest.raises(
         OtherSoftware, match=r"expected torch 1\.13\.1, as in /there on two, got torch 2\.\d+\.\d+ in /"
     ):
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_other_code_is_not_continued_and_waits_for_that_code(
     def stopped(software: Software) -> str:
         """Trains to the last step with this software, fails there, and leaves checkpoints."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("train.run.training_software", lambda: software)
+            patch.setattr("train.rounds.training_software", lambda: software)
             patch.setattr(task_module, "training_software", lambda: software)
             patch.setattr(task_module, "save_group", None)
             with pytest.raises(TypeError):
