@@ -21,7 +21,6 @@ TRAIN_VERSION = CodeVersion(
         "train/lambda_controller.py",
         "train/lambdas.py",
         "train/loop.py",
-        "train/matched.py",
         "train/metrics.py",
         "train/penalties.py",
         "train/penalty_term.py",
@@ -34,6 +33,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task_lambdas.py",
         "train/variants.py",
     ),
-    code_sha256="f6eb17727c8f95e80fa8c268e9b2a7f81c3775245594fb3de85ad5abdbfae832",
+    code_sha256="2b019cb016fe836cd3b5d4f75960b9b4164072df6b41c6e18e6480010a402843",
 )
 """Raised by hand when the same inputs give other weights or another log."""
