@@ -1,4 +1,7 @@
-"""Learned lambdas: the stationary value of their equation, and where they ended. Pure functions."""
+"""Lambdas that follow training: where they ended, and what controls took of them. Pure functions.
+
+Of learned ones there is more to say: their equation has a stationary value.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,3 +97,45 @@ def ends_finding(ends: Sequence[Mapping[str, tuple[float, float]]]) -> Finding |
         f"Learned lambdas that started apart, all else equal, ended within {SAME_END_WITHIN:.0%} of each other in "
         f"{together} of {len(apart)} cases.",
     )
+
+
+OTHERS = ("dual", "hypergradient", "gradnorm", "uncertainty")
+"""The kinds of lambda that follow training and have no stationary value that is known."""
+
+
+def others_finding(cards: Mapping[str, SAECard]) -> Finding | None:
+    """Mean and end of the lambdas that follow training, learned ones aside: a range over seeds and sparsities."""
+    found: dict[str, list[SAECard]] = {}
+    for card in cards.values():
+        settings = card.variant["lambda"]
+        if isinstance(settings, Mapping) and settings["kind"] in OTHERS:
+            found.setdefault(f"{settings['kind']} from {settings['start']:g}", []).append(card)
+    if not found:
+        return None
+    parts = []
+    for kind, group in found.items():
+        known = all("lambda_mean" in card.final for card in group)  # cards of earlier versions do not say
+        mean = f" (mean over training {_range(group, 'lambda_mean')})" if known else ""
+        parts.append(f"{kind} at {_range(group, 'lambda')}{mean}")
+    return Finding("result", f"Lambdas that follow training ended: {listed(parts)}.")
+
+
+def controls_finding(cards: Mapping[str, SAECard]) -> Finding | None:
+    """Which constant lambda the controls took of the variants that they match."""
+    found: dict[str, list[SAECard]] = {}
+    for card in cards.values():
+        settings = card.variant["lambda"]
+        if isinstance(settings, Mapping) and settings["kind"] == "matched":
+            found.setdefault(f"the {settings['take']} lambda of {settings['of']}", []).append(card)
+    if not found:
+        return None
+    parts = [
+        f"{_range(group, 'lambda')}, {what} ({listed([card.name for card in group])})" for what, group in found.items()
+    ]
+    return Finding("note", f"Controls had a constant lambda throughout: {listed(parts)}.")
+
+
+def _range(cards: Sequence[SAECard], name: str) -> str:
+    values = [float(card.final[name]) for card in cards]
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"

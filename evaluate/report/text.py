@@ -22,7 +22,14 @@ from evaluate.report.findings import (
     trade_finding,
 )
 from evaluate.report.inputs import ReportInputs
-from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
+from evaluate.report.learned_lambda import (
+    controls_finding,
+    ends_finding,
+    lambda_finding,
+    others_finding,
+    starts_finding,
+    states_finding,
+)
 from evaluate.report.outliers import limit_finding, outliers_finding, outliers_in
 from evaluate.report.references import reference_findings
 from store.errors import StoreError
@@ -50,6 +57,8 @@ def findings(inputs: ReportInputs) -> list[Finding]:
         found.append(geometry_finding(metrics, {name: results[name].detail_numbers("max_cosine") for name in results}))
     found += [
         *learned_findings(inputs),
+        others_finding(cards),
+        controls_finding(cards),
         identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
         *remark_findings(inputs),
         *reference_findings(inputs.references),

@@ -49,10 +49,12 @@ VARIANTS: dict[str, Any] = {
     "fixed-1": {"lambda": {"kind": "fixed", "value": 1.0}},
     "adaptive": {"lambda": {"kind": "learned", "start": 1.0}},
     "dual": {"lambda": {"kind": "dual", "start": 1.0, "target": 0.02, "rate": 0.01}},
+    "hypergradient": {"lambda": {"kind": "hypergradient", "start": 1.0}},
+    "control": {"lambda": {"kind": "matched", "of": "hypergradient", "take": "mean"}},
     "topk": {"lambda": {"kind": "linear", "start": 0.1, "end": 10.0}, "architecture": {"kind": "topk", "k": 8}},
     "wild": {"lambda": {"kind": "fixed", "value": 0.0}, "lr": 1.0e30},
 }
-"""Two shapes, and a variant that diverges."""
+"""Two shapes, a variant that diverges, and a control, which is trained in a second round."""
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path

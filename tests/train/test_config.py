@@ -97,6 +97,13 @@ def test_a_missing_setting_is_named(settings: dict[str, Any]) -> None:
             "expected values >= 0, got [[0.5, -1.0]]",
         ),
         (variant(**{"lambda": {"kind": "dual", "start": 1.0, "rate": 0.1}}), "Field required"),
+        (variant(**{"lambda": {"kind": "hypergradient", "start": 0.0}}), "expected a number > 0, got 0.0"),
+        (
+            variant(**{"lambda": {"kind": "gradnorm", "start": 1.0, "asymmetry": -1.0}}),
+            "expected a number >= 0, got -1.0",
+        ),
+        (variant(**{"lambda": {"kind": "uncertainty"}}), "Field required"),
+        (variant(**{"lambda": {"kind": "matched", "of": "a", "take": "last"}}), "Input should be 'mean' or 'final'"),
         (variant(**{"lambda": {"kind": "cubic", "start": 0.0}}), "'cubic' found using 'kind' does not match"),
         (variant(**{"lambda": {"kind": "fixed"}}), "Field required"),
         (variant(**{"lambda": {"kind": "fixed", "value": 1.0, "end": 2.0}}), "Extra inputs are not permitted"),

@@ -21,7 +21,7 @@ from evaluate.report.findings import (
     seeds_finding,
     sparsity_finding,
 )
-from evaluate.report.learned_lambda import lambda_finding
+from evaluate.report.learned_lambda import controls_finding, lambda_finding, others_finding
 from evaluate.report.metrics import METRICS as REPORTED
 from evaluate.report.metrics import table_row
 from evaluate.report.probing import probing_finding
@@ -97,6 +97,33 @@ def test_a_learned_lambda_on_the_floor_is_reported_as_such() -> None:
 
 def test_a_learned_lambda_that_still_moves_is_reported_to_depend_on_when_training_stopped() -> None:
     assert "so its last value depends on when training stopped" in learned("still moving", 0.5, 400.0)
+
+
+def with_lambda(name: str, settings: dict[str, Any], **final: float) -> SAECard:
+    return card(name, **final).model_copy(update={"variant": {"lambda": settings}})
+
+
+def test_lambdas_that_follow_training_are_reported_with_their_range_over_seeds() -> None:
+    hyper = {"kind": "hypergradient", "start": 0.01}
+    cards = {
+        "a": with_lambda("a", hyper, **{"lambda": 2e-4, "lambda_mean": 0.003}),
+        "b": with_lambda("b", hyper, **{"lambda": 5e-4, "lambda_mean": 0.003}),
+        "c": with_lambda("c", {"kind": "fixed", "value": 1.0}, **{"lambda": 1.0}),
+    }
+    found = others_finding(cards)
+    assert found is not None
+    assert found.text == (
+        "Lambdas that follow training ended: hypergradient from 0.01 at 0.0002 to 0.0005 (mean over training 0.003)."
+    )
+    assert others_finding({"c": cards["c"]}) is None
+
+
+def test_controls_are_reported_with_the_lambda_that_they_took() -> None:
+    matched = {"kind": "matched", "of": "adaptive", "take": "mean"}
+    found = controls_finding({"m": with_lambda("m", matched, **{"lambda": 0.0625})})
+    assert found is not None
+    assert found.text == "Controls had a constant lambda throughout: 0.0625, the mean lambda of adaptive (m)."
+    assert controls_finding({"c": with_lambda("c", {"kind": "fixed", "value": 1.0}, **{"lambda": 1.0})}) is None
 
 
 def test_a_learned_lambda_without_a_state_is_an_error() -> None:
