@@ -207,7 +207,7 @@ def test_a_variant_may_have_any_setting_that_a_profile_gives_it() -> None:
         own = VariantConfig.model_fields[name]
         assert (own.default, own.description, own.is_required()) == (None, field.description, False), name
         with pytest.raises(ValidationError):
-            VariantConfig.model_validate({**lam, name: "nonsense"})
+            VariantConfig.model_validate({**lam, name: ["nonsense"]})
     assert VariantConfig.model_validate(lam).model_dump(by_alias=True, exclude_unset=True) == lam
 
 

@@ -30,12 +30,14 @@ GROUPS: dict[str, dict[str, Any]] = {  # 30 to 70 MB: enough to be seen above wh
         "architecture": {"kind": "matryoshka-batchtopk", "k": 8, "widths": [64]}, "dead_latents": AUXK,
     },
     "gated": {"architecture": {"kind": "gated"}},
+    "hypergradient": {"lambda": {"kind": "hypergradient", "start": 1.0}, "d_sae": 4096, "batch_rows": 64},
 }  # fmt: skip
 
 
 def settings_of(changes: dict[str, Any]) -> list[VariantSettings]:
-    variant = VariantConfig.model_validate({"lambda": {"kind": "fixed", "value": 1.0}})
-    shared = {**SETTINGS, "d_sae": F, "batch_rows": B, "dead_after_rows": 1, **changes}
+    own = {"lambda": {"kind": "fixed", "value": 1.0}, **changes}
+    variant = VariantConfig.model_validate({"lambda": own.pop("lambda")})
+    shared = {**SETTINGS, "d_sae": F, "batch_rows": B, "dead_after_rows": 1, **own}
     return [resolve(TrainConfig.model_validate({**shared, "seed": seed}), variant) for seed in range(V)]
 
 
