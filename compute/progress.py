@@ -133,14 +133,19 @@ def progress(title: str, *, total: float | None, unit: str, done: float = 0.0) -
 
 @contextlib.contextmanager
 def counting_layers(
-    layers: "Iterable[nn.Module]", count: Callable[[float], object], *, per_batch: float
+    layers: "Iterable[nn.Module]", count: Callable[[float], object], *, per_sequence: float
 ) -> Iterator[None]:
-    """While the block runs, gives `count` a share of `per_batch` behind each layer of a forward pass, so that a bar
-    moves within a batch that takes minutes. `Progress.within` is such a function.
+    """While the block runs, gives `count` a share of `per_sequence` for each sequence behind each layer of a forward
+    pass, so that a bar moves within a batch that takes minutes. `Progress.within` is such a function.
     """
     layers = list(layers)
-    share = per_batch / max(1, len(layers))
-    handles = [layer.register_forward_hook(lambda *_: count(share) and None) for layer in layers]
+    share = per_sequence / max(1, len(layers))
+
+    def behind(_layer: object, _inputs: object, output: Any) -> None:  # noqa: ANN401 - a tensor, or a tuple of some
+        states = output[0] if isinstance(output, tuple) else output
+        count(share * len(states))  # the last batch of a shard is a smaller one
+
+    handles = [layer.register_forward_hook(behind) for layer in layers]
     try:
         yield
     finally:

@@ -21,9 +21,9 @@ from evaluate.upper_layers import Resumable
 
 LOGIT_BYTES = 2**27
 """Of float32 logits at a time; fixed, because sums of another split differ in their last bits."""
-LOGIT_COPIES = 8
-"""Tensors of that size that exist at once at most: two sets of logits, in the model's dtype and float32, capped or not,
-and their logarithms."""
+LOGIT_COPIES = 5
+"""Tensors of that size that exist at once at most: the logarithms of two sets of logits, and one set of logits while it
+is capped and made float32."""
 LOSSES = ("ce_loss_without_sae", "ce_loss_with_ablation", "kl_div_with_ablation")
 _LOSSES_FILE = "losses.safetensors"
 
@@ -136,20 +136,24 @@ def _losses(
     sums = torch.zeros(3, num_sequences, dtype=torch.float64, device=device)
     wanted = torch.nonzero(of_loss | of_divergence)[:, 0]
     first, second = final.reshape(-1, final.shape[-1]), changed.reshape(-1, changed.shape[-1])
-    for positions in _chunks(wanted, model):
-        before = model.logits(first[positions]).log_softmax(dim=-1)
-        after = model.logits(second[positions]).log_softmax(dim=-1)
+    # To map new memory for logits of all tokens takes as long as to compute them: what can be is done in place.
+    kept = torch.empty(2, min(_chunk_positions(model), len(wanted)), model.vocab_size, device=device)
+    for positions in wanted.split(_chunk_positions(model)):
+        before, after = kept[0, : len(positions)], kept[1, : len(positions)]
+        torch.log_softmax(model.logits(first[positions]), dim=-1, out=before)
+        torch.log_softmax(model.logits(second[positions]), dim=-1, out=after)
         sequence = positions // context_length
         for row, logarithms in ((0, before), (1, after)):
             loss = -logarithms.gather(1, targets[positions, None])[:, 0].double()
             sums[row].index_add_(0, sequence, torch.where(of_loss[positions], loss, 0.0))
-        divergence = (before.exp() * (before - after)).sum(dim=-1).double()
+        divergence = -after.sub_(before).mul_(before.exp_()).sum(dim=-1).double()  # the sum of p (log p - log q)
         sums[2].index_add_(0, sequence, torch.where(of_divergence[positions], divergence, 0.0))
     return sums[0], sums[1], sums[2]
 
 
-def _chunks(positions: Tensor, model: Resumable) -> Iterator[Tensor]:
-    yield from positions.split(max(1, LOGIT_BYTES // (4 * model.vocab_size)))
+def _chunk_positions(model: Resumable) -> int:
+    """Positions whose logits exist at a time."""
+    return max(1, LOGIT_BYTES // (4 * model.vocab_size))
 
 
 def _batches(tokens: NDArray[np.uint32], batch_sequences: int) -> Iterator[NDArray[np.uint32]]:

@@ -80,7 +80,7 @@ def _explained(config: HubText, error: Exception, number: int) -> str:
     if unreachable or _NOT_REACHED in str(error):
         reason = hub_problem(error)
     else:
-        reason = _LAYER.sub("", lines[0]) if lines else ""
+        reason = _LAYER.sub("", lines[0]).rstrip(".") if lines else ""
     return (
         f"{what}: {reason or 'no reason was given'}. Check the names in harvest.text, that the hub can be reached from "
         "here, or that the data set is in its local cache (HF_HOME), and, for a gated one, that you are logged in "

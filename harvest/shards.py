@@ -96,10 +96,10 @@ def harvest_shards(
         check: called between forward passes; what it raises ends the work.
     """
     spec = writer.spec
-    per_batch = spec.forward_batch_sequences * spec.rows_per_sequence
     place: ShardPlace = shards[0]
     behind: tuple[ShardPlace, Tokens, PendingRows] | None = None  # what a GPU computes while the next is prepared
-    with counting_layers(model.layers, lambda rows: on_rows(place, rows, False), per_batch=per_batch):
+    per_sequence = spec.rows_per_sequence
+    with counting_layers(model.layers, lambda rows: on_rows(place, rows, False), per_sequence=per_sequence):
         for place in shards:
             split, shard = place
             if writer.committed(shard, split) is not None:

@@ -7,6 +7,7 @@ to those alone who send a token.
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,7 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self._refuse(404, "EntryNotFound")
             return
-        self._send(path.read_bytes(), etag=_sha(path))
+        data = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            self._send(data, etag=_sha(path))
+            return
+        first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        self._send(data[first : last + 1], etag=_sha(path), part=f"bytes {first}-{last}/{len(data)}")
 
     def _may_read(self, repo: str) -> bool:
         folder = self.root / repo
@@ -126,14 +133,17 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         return False
 
-    def _send(self, body: bytes | str, *, etag: str | None = None) -> None:
+    def _send(self, body: bytes | str, *, etag: str | None = None, part: str | None = None) -> None:
         data = body.encode() if isinstance(body, str) else body
-        self.send_response(200)
+        self.send_response(200 if part is None else 206)
+        if part is not None:
+            self.send_header("Content-Range", part)
         self.send_header("Content-Type", "application/json" if etag is None else "application/octet-stream")
         self.send_header("Content-Length", str(len(data)))
         self.send_header("X-Repo-Commit", COMMIT)
         if etag is not None:
             self.send_header("ETag", f'"{etag}"')
+            self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -319,7 +319,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="bbf36948f19f146acb3a8007e88e2c25b98dd68f1b254bf353ae66c386b61ab0",
+        code_sha256="a1388c5d46c36920267c218448ca7e042c9b422219abc00aba02db9eb49626d0",
     ),
     metrics={
         "explained_variance": "higher",

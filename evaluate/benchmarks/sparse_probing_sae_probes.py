@@ -126,13 +126,21 @@ def prepare(config: SaeProbesConfig, context: BenchmarkContext) -> SaeProbesSetU
 
 def _fill(config: SaeProbesConfig, context: BenchmarkContext, task: str, hook: str, folder: Path) -> None:
     """Activations of one task, and sae-probes' own baseline on them."""
-    from sae_probes import run_baseline_evals
-    from sae_probes.generate_model_activations import ensure_dataset_activations
+    from sae_probes import generate_model_activations, run_baseline_evals
 
-    bridge = context.language_model.bridge
-    # sae-probes cuts texts at their beginning, and leaves the tokenizer set so.
-    with quiet(), attribute(bridge.tokenizer, "truncation_side", bridge.tokenizer.truncation_side):
-        ensure_dataset_activations(
+    bridge, process = context.language_model.bridge, generate_model_activations._process_activations
+
+    def in_float32(*args: Any, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - sae-probes' signature
+        return {name: rows.float() for name, rows in process(*args, **settings).items()}
+
+    # sae-probes cuts texts at their beginning, and leaves the tokenizer set so. Its probes are scikit-learn's, which
+    # cannot read bfloat16.
+    with (
+        quiet(),
+        attribute(bridge.tokenizer, "truncation_side", bridge.tokenizer.truncation_side),
+        attribute(generate_model_activations, "_process_activations", in_float32),
+    ):
+        generate_model_activations.ensure_dataset_activations(
             _MODEL, [task], [hook], folder, device=str(context.device), batch_size=config.llm_batch_size,
             max_seq_len=min(1024, context.language_model.max_positions), model=bridge,
         )  # fmt: skip
@@ -252,7 +260,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="34d04933398e0917f4756bf7595af3503e8d6ee971cec4b81eaf6e206a37ef6c",
+        code_sha256="e5d7088c52aa7ba7a48a270b1055a358c8860734b4d73e2c72dd007841b516b6",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -73,9 +73,9 @@ def test_a_count_moves_within_a_batch_and_is_exact_behind_it(capsys: pytest.Capt
     seen = []
     with progress("harvest", total=200, unit="row") as count:
         layers[-1].register_forward_hook(lambda *_: seen.append(count.line().split(",")[0]))
-        with counting_layers(layers, count.within, per_batch=100.0), torch.inference_mode():
+        with counting_layers(layers, count.within, per_sequence=50.0), torch.inference_mode():
             for layer in layers:
-                layer(torch.zeros(1, 2))
+                layer(torch.zeros(2, 3, 2))
                 seen.append(count.line().split(",")[0])
         count.update(100)
         assert count.done == 100
@@ -85,6 +85,18 @@ def test_a_count_moves_within_a_batch_and_is_exact_behind_it(capsys: pytest.Capt
     assert seen == [
         f"{rows} of 200 rows ({share}%)" for rows, share in ((25, 12), (50, 25), (75, 38), (75, 38), (100, 50))
     ]
+
+
+def test_a_smaller_last_batch_counts_for_what_it_is() -> None:
+    layers = [nn.Linear(2, 2), nn.Identity()]
+    with progress("harvest", total=300, unit="row") as count:
+        with counting_layers(layers, count.within, per_sequence=100.0), torch.inference_mode():
+            for number_of_sequences in (2, 1):
+                for layer in layers:
+                    layer(torch.zeros(number_of_sequences, 3, 2))
+                if number_of_sequences == 2:
+                    count.update(200)
+        assert count.line().startswith("300 of 300 rows (100%)")
 
 
 def test_a_count_that_is_looked_up_never_goes_back() -> None:

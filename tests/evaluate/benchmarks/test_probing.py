@@ -208,6 +208,22 @@ def test_the_tasks_of_sae_probes_are_measured_from_activations_that_are_computed
     assert any("chance level" in remark for remark in dead.remarks)
 
 
+def test_the_tasks_of_sae_probes_are_measured_in_a_bfloat16_language_model(
+    study: SimpleNamespace, context: BenchmarkContext
+) -> None:
+    config = SaeProbesConfig(dataset_names=["119_us_state_TX"])
+    exact = measured(sparse_probing_sae_probes.BENCHMARK, config, context, study, "two")
+    spec = context.manifest.spec.model_copy(update={"compute_dtype": "bfloat16"})
+    rounded = dataclasses.replace(
+        context,
+        manifest=context.manifest.model_copy(update={"spec": spec}),
+        model=context.model.model_copy(update={"compute_dtype": "bfloat16"}),
+    )
+    found = measured(sparse_probing_sae_probes.BENCHMARK, config, rounded, study, "two")
+    assert rounded.language_model.bridge.cfg.dtype == torch.bfloat16
+    assert found.metrics["llm_test_auc"] == pytest.approx(exact.metrics["llm_test_auc"], abs=0.1)
+
+
 def test_an_unknown_task_of_sae_probes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected binary tasks of the package sae-probes, each once, got \['moon'\]"):
         SaeProbesConfig(dataset_names=["moon"])
