@@ -69,8 +69,9 @@ class NotRun:
 
 
 class NotMeasurable(Exception):
-    """Raised by `prepare` alone: what it found out about the language model or the data rules the benchmark out for
-    every SAE. The report then lists the reason. What one SAE lacks is a remark beside its metrics, never this.
+    """Raised by `prepare` where the language model or the data rule the benchmark out for every SAE, which is then
+    listed with the reason; by `measure` where this SAE cannot be measured (too few latents), and others can: it has no
+    metrics, and the report says why. What only makes metrics doubtful is a remark beside them.
     """
 
     def __init__(self, reason: str, advice: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.results import read_not_run, read_result
 from evaluate.run import run
 from evaluate.task import BenchmarkFailed
+from store.atomic import write_json
 from store.cache.norm_limit import NormLimit
 from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
+from store.record import digest
 from tests.evaluate.conftest import evaluate
 from tests.train.dask_cluster import ROOT, dask_cluster
 
@@ -28,6 +31,11 @@ from tests.train.dask_cluster import ROOT, dask_cluster
 def two_saes(saes: SimpleNamespace, add_sae: Callable[..., None]) -> None:
     add_sae("baseline", saes.random(1))
     add_sae("fixed-1", saes.random(2), settings={"kind": "fixed", "value": 1.0})
+
+
+def arrays(benchmark: str, variant: str) -> list[str]:
+    """Beside a result of core are its metrics without each sequence."""
+    return [f"{variant}.safetensors"] if benchmark == "core" else []
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -40,9 +48,11 @@ def test_a_result_per_variant_is_written_and_says_what_it_depends_on(
 ) -> None:
     evaluate_all()
     for benchmark in ("core", "geometry"):
-        assert sorted(contents(study.results / benchmark)) == ["baseline.json", "fixed-1.json"]
+        assert sorted(contents(study.results / benchmark)) == [
+            name for variant in ("baseline", "fixed-1") for name in (f"{variant}.json", *arrays(benchmark, variant))
+        ]
     result = read_result(study.results / "core" / "fixed-1.json")
-    assert (result.format, result.benchmark, result.variant) == ("result/2", "core", "fixed-1")
+    assert (result.format, result.benchmark, result.variant) == ("result/3", "core", "fixed-1")
     assert result.inputs["language_model"]["weights_sha256"] == study.manifest.spec.model.weights_sha256
     assert result.metrics["num_rows"] == 65
     assert "language_model" not in read_result(study.results / "geometry" / "fixed-1.json").inputs
@@ -273,19 +283,56 @@ def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, eval
     result = json.loads(path.read_text())
     path.unlink()
     path.write_text('{"format": "something/1"}')
-    with pytest.raises(StoreError, match=r'expected a benchmark result of format "result/2" in .*baseline.json'):
+    with pytest.raises(StoreError, match=r'expected a benchmark result of format "result/3" in .*baseline.json'):
         read_result(path)
-    path.write_text(json.dumps(result | {"key": "0" * 64}))
-    with pytest.raises(DamagedFile, match=r"baseline.json is not a whole result file: .*expected key to be the digest"):
+    whole = {name: value for name, value in result.items() if name != "self_sha256"}
+
+    def write_with_its_digest(**changes: object) -> None:
+        write_json(path, whole | changes | {"self_sha256": digest(whole | changes)})
+
+    write_with_its_digest(key="0" * 64)
+    with pytest.raises(StoreError, match=r"baseline.json to hold a BenchmarkResult, but .*expected key to be the dig"):
         read_result(path)
-    path.write_text(json.dumps(result | {"metrics": {}}))
-    with pytest.raises(DamagedFile, match="expected at least one metric, all finite"):
+    write_with_its_digest(metrics={})
+    with pytest.raises(StoreError, match="expected at least one metric, all finite"):
         read_result(path)
-    path.write_text(json.dumps(result | {"metrics": result["metrics"] | {"speed": 1.0}}))
+    write_with_its_digest(metrics=result["metrics"] | {"speed": 1.0})
     with pytest.raises(StoreError, match=r"metrics of geometry in .*baseline.json, but geometry/speed is unknown"):
         read_result(path)
     evaluate_all("geometry")  # none of that is reused
     assert json.loads(path.read_text()) == result
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_an_edited_number_is_refused(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+    evaluate_all("geometry")
+    path = study.results / "geometry" / "baseline.json"
+    text = path.read_text()
+    edited = text.replace('"effective_rank": ', '"effective_rank": 1')
+    assert edited != text
+    path.unlink()
+    path.write_text(edited)
+    with pytest.raises(DamagedFile, match=r"baseline.json to have the digest .* its bytes changed .* evaluate again"):
+        read_result(path)
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_one_sae_that_cannot_be_measured_does_not_hide_the_others(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = BENCHMARKS["geometry"]
+
+    def measure(sae: EvaluatedSAE, *others: Any) -> Measurement:  # noqa: ANN401 - as the entry takes them
+        if sae.variant == "fixed-1":
+            raise NotMeasurable("It has 2 latents, and 4 are needed.", "Train it wider.")
+        return entry.measure(sae, *others)
+
+    monkeypatch.setitem(BENCHMARKS, "geometry", dataclasses.replace(entry, measure=measure))
+    evaluate_all("geometry")
+    assert read_result(study.results / "geometry" / "baseline.json").metrics["effective_rank"] > 1.0
+    without = read_result(study.results / "geometry" / "fixed-1.json")
+    assert without.metrics == {}
+    assert without.not_measured == "It has 2 latents, and 4 are needed. Train it wider."
 
 
 @pytest.mark.usefixtures("two_saes")
