@@ -352,7 +352,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e5f47cb6d28caef97dd05acaaefd94cb2169dfc18155356b24ab951ab831bc54",
+        code_sha256="5a20d7fc8659396f50473ccabbfcc537584b5259f4ca992a85b546e7ac7f0067",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",
@@ -362,6 +362,7 @@ BENCHMARK = Benchmark(
         "std_dev_full_absorption_score": "neither",
         "std_dev_num_split_features": "neither",
     },
+    units="letters",
     headlines=("mean_absorption_fraction_score", "mean_full_absorption_score"),
     measures="How often the latents for a word's first letter stay silent because a narrower latent fires (sae-bench "
     "absorption). Lower is better, but an SAE that is narrow or hardly trained scores low as well.",

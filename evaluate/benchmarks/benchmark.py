@@ -125,6 +125,10 @@ class Benchmark:
     """Those that stand for it where many benchmarks are shown side by side, the first for all."""
     measures: str
     """What it measures, a sentence or two."""
+    units: str = ""
+    """What its metrics are means over and all SAEs share, such as sequences or tasks: its results keep the metrics
+    without each of them (evaluate/jackknife.py), so that a difference of two SAEs has the error of its own. Empty where
+    SAEs are measured on nothing that they share."""
     floors: Mapping[str, str] = field(default_factory=dict)
     """By metric, the one that says what it is without any skill: shown beside it wherever it is."""
     measure: Callable[[EvaluatedSAE, Any, "BenchmarkContext", Any], Measurement]

@@ -323,7 +323,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="09df1d4351a5095f3b922606e29699d437b5198879d5fb1eebbae7c64fbf4d50",
+        code_sha256="1475f8a7e1c60ce47f16502664c04515fca3f4a60f3a6580f3534392269aae38",
     ),
     metrics={
         "explained_variance": "higher",
@@ -350,6 +350,7 @@ BENCHMARK = Benchmark(
         "kl_div_with_ablation": "neither",
         "kl_div_score": "higher",
     },
+    units="sequences",
     headlines=("explained_variance", "ce_loss_score"),
     measures="How well the SAE reconstructs held-out activations, how sparse it is, and what the language model loses "
     "when it runs on the reconstruction (sae-bench core).",

@@ -220,7 +220,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="ddbef289233b2aa0ab22e389818cd83b6ee92ff1c879608692424f65c52aa847",
+        code_sha256="6606759c5e6950cf68fb3419c7d85e13c604f37d8bbd3fcdc47ce8b395feca3f",
     ),
     metrics={
         "description_length": "lower",

@@ -219,7 +219,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="8364d965d97d9f2482740920bbb944f9a52c891fad850aa5c585cb9955845a06",
+        code_sha256="2d32f9d894a918e734ddaca2883fb6736343c78df0effc01d60f46c850d90552",
     ),
     metrics={
         "sae_test_accuracy": "higher",
@@ -227,6 +227,7 @@ BENCHMARK = Benchmark(
         "llm_test_accuracy": "neither",
         **{f"llm_top_{k}_test_accuracy": "neither" for k in K_VALUES},
     },
+    units="tasks",
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),
     measures="Whether 1, 2 or 5 latents suffice to tell classes of texts apart (sae-bench sparse_probing). The "
     "language model's own channels are probed in the same way.",

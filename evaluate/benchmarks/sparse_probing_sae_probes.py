@@ -252,9 +252,10 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="cdb6f8d431369dc0a187af3dcab5628974a7d5da771494f8a80ffe1c21907e83",
+        code_sha256="49fe01dfa80fce71fa17be3280a7e29f48b56799719ef5a34e102fd9e9335bba",
     ),
     metrics=_metrics(),
+    units="tasks",
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),
     measures="Accuracy of probes on 1, 2 or 5 latents in binary tasks on the last token of a text (the package "
     "sae-probes, through sae-bench).",

@@ -257,10 +257,11 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0a5baecc9944184fc350cedfbb3d485edf53b050b2f6bf0a44f8045ea6b83e8b",
+        code_sha256="e1d7a2373aea586a2ab8447703bdbd6a692dfa37a46c60b7f4787f0203663db8",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),
+    units="tasks",
     headlines=("tpp_threshold_10_total_metric", "tpp_threshold_2_total_metric"),
     measures="Whether setting the latents of one class to zero harms the probe of that class and no other probe "
     "(sae-bench tpp).",
