@@ -176,6 +176,9 @@ def _pairs(
     found: dict[int, tuple[str, str]] = {}
     for name in group.variants:
         other = reference[name]
-        if other is not None and other != name and cards[other].seed == cards[name].seed:
-            found.setdefault(cards[name].seed, (name, other))
+        if other in (None, name):
+            continue
+        base = cards[str(other)]
+        if base.seed == cards[name].seed and base.hook == cards[name].hook:
+            found.setdefault(cards[name].seed, (name, str(other)))
     return tuple(found.values())

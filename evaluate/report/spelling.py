@@ -24,7 +24,7 @@ def with_digits(value: float, digits: int, sign: str = "") -> str:
 
 
 def paired(difference: float, half_width: float | None) -> str:
-    """A difference, plus or minus half its interval to two digits; one without an interval has four digits."""
+    """A difference +- half its interval, to two digits of that; one without an interval has four digits."""
     if half_width is None:
         return significant(difference, sign="+")
     if half_width == 0.0:
