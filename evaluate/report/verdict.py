@@ -11,7 +11,7 @@ from evaluate.compare.comparisons import HEADLINES, Comparison, Comparisons
 from evaluate.compare.kinds import Kind, kind_of
 from evaluate.compare.matched_l0 import MATCHED_L0_WITHIN, differing_sparsity
 from evaluate.compare.paired import LEVEL, critical_t
-from evaluate.compare.treatments import BASELINE
+from evaluate.compare.treatments import BASELINE, digest_without_treatment
 from evaluate.report.findings import listed, number
 from store.sae.artefact import SAECard
 
@@ -55,10 +55,12 @@ def help_sentences(family: Sequence[Comparison]) -> str:
     for item in family:
         by_metric.setdefault(item.metric, []).append(item)
     count = {verdict: sum(item.verdict == verdict for item in family) for verdict in ("better", "worse")}
-    rest = len(family) - sum(count.values())
+    unclear = len(_not_called(family))
+    rest = len(family) - sum(count.values()) - unclear
     text = (
         f"{_many(len(treatments), 'treatment')} on {_many(len(by_metric), 'headline figure')}, each against the "
-        f"baseline of its seed: {count['better']} better, {count['worse']} worse, {rest} with no difference found."
+        f"baseline of its seed: {count['better']} better, {count['worse']} worse, {rest} with no difference found"
+        + (f", {unclear} that the correction leaves open." if unclear else ".")
     )
     for metric in [*IN_WORDS, *(name for name in by_metric if name not in IN_WORDS)]:
         items = by_metric.get(metric, [])
@@ -69,13 +71,13 @@ def help_sentences(family: Sequence[Comparison]) -> str:
             text += f" {_of_metric(metric, items)}"
     without = [name_of(name) for name, items in by_metric.items() if name not in IN_WORDS and not _called(items)]
     if without:
-        text += f" No difference found on {listed(without)}; the intervals are in the table."
+        text += f" None called on {listed(without)}; the intervals are in the table."
     return text
 
 
 def _of_metric(metric: str, items: Sequence[Comparison]) -> str:
     name = name_of(metric)
-    text = f"{name[0].upper()}{name[1:]}: "
+    text = f"{name[0].upper()}{name[1:]}: " if metric in IN_WORDS else f"{name}: "
     called, level = _called(items), [item for item in items if item.verdict not in ("better", "worse")]
     parts = []
     for verdict in ("better", "worse"):
@@ -83,9 +85,13 @@ def _of_metric(metric: str, items: Sequence[Comparison]) -> str:
         if some:
             shown = [f"{item.treatment} {spelled(item)}" for item in _extremes(some)]
             parts.append(f"{verdict} in {listed(shown)}{_more(some)}")
-    if level:
-        shown = [f"{item.treatment} {spelled(item)}" for item in _extremes(level)]
-        parts.append(f"no difference found in {listed(shown)}{_more(level)}")
+    for words, some in (
+        ("left open by the correction, though the interval leaves out 0, in", _not_called(level)),
+        ("no difference found in", [item for item in level if item not in _not_called(level)]),
+    ):
+        if some:
+            shown = [f"{item.treatment} {spelled(item)}" for item in _extremes(some)]
+            parts.append(f"{words} {listed(shown)}{_more(some)}")
     return text + "; ".join(parts) + "."
 
 
@@ -95,7 +101,9 @@ def kinds_sentences(
     """Which kind of lambda, from the treatments of each compared at the same seeds."""
     present = {kind_of(cards[name]) for name in means} - {"none"}
     text = ""
-    ranked = sorted((name for name in means if FIRST in means[name]), key=lambda name: -means[name][FIRST])
+    alike = digest_without_treatment(cards[BASELINE])  # no other hook, sparsity or architecture
+    names = [name for name in means if digest_without_treatment(cards[name]) == alike and FIRST in means[name]]
+    ranked = sorted(names, key=lambda name: -means[name][FIRST])
     if ranked:
         best: dict[Kind, str] = {}
         for name in ranked:
@@ -119,9 +127,13 @@ def kinds_sentences(
         text += f": {listed(shown)}{_more(called)}"
     text += "."
     level = [item for item in items if item not in called]
-    if level:
-        shown = [f"{item.treatment} minus {item.baseline} {spelled(item)}" for item in _extremes(level)]
-        text += f" No difference found: {listed(shown)}{_more(level)}."
+    for words, some in (
+        ("Left open by the correction", _not_called(level)),
+        ("No difference found", [item for item in level if item not in _not_called(level)]),
+    ):
+        if some:
+            shown = [f"{item.treatment} minus {item.baseline} {spelled(item)}" for item in _extremes(some)]
+            text += f" {words}: {listed(shown)}{_more(some)}."
     return text
 
 
@@ -186,7 +198,7 @@ def change_sentences(family: Sequence[Comparison]) -> str:
 def name_of(metric: str) -> str:
     """A metric in words: those of core by their usual names, others with their benchmark."""
     benchmark, _, short = metric.partition("/")
-    return IN_WORDS.get(metric) or f"{benchmark}: {short.replace('_', ' ')}"
+    return IN_WORDS.get(metric) or f"{benchmark} ({short.replace('_', ' ')})"
 
 
 def spelled(item: Comparison) -> str:
@@ -200,7 +212,19 @@ def spelled(item: Comparison) -> str:
 
 
 def _called(items: Sequence[Comparison]) -> list[Comparison]:
+    """Those that are called a difference."""
     return [item for item in items if item.verdict in ("better", "worse")]
+
+
+def _not_called(items: Sequence[Comparison]) -> list[Comparison]:
+    """Those whose own interval leaves out 0, and that are not called after correction."""
+    return [
+        item
+        for item in items
+        if item.verdict not in ("better", "worse")
+        and (interval := item.difference.interval()) is not None
+        and (interval[0] > 0.0 or interval[1] < 0.0)
+    ]
 
 
 def _extremes(items: Sequence[Comparison]) -> list[Comparison]:
