@@ -6,5 +6,8 @@ paired.py          a difference on the same seeds and text, with its interval; H
 comparisons.py     every treatment against its baseline on every metric
 kinds.py           fixed, scheduled and learned lambdas against each other
 matched_l0.py      whether sparsity is matched
+frontiers.py       treatments trained at several sparsities, compared at the same L0
 shared_latents.py  which latents two decoders share
+stability.py       how alike the latents of several seeds are
+cost.py            what a penalty costs
 """

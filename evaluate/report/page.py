@@ -12,9 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.compare.comparisons import HEADLINES, Comparisons, compare, headline_metrics
+from evaluate.compare.cost import cost
+from evaluate.compare.frontiers import FrontierDifference, compare_frontiers
 from evaluate.compare.kinds import kinds_compared
 from evaluate.compare.shared_latents import chance_best_match, shared_latents
-from evaluate.compare.treatments import BASELINE, all_settings, shared_and_own, shown_in_full
+from evaluate.compare.stability import chance, stability
+from evaluate.compare.treatments import BASELINE, MOST_SHOWN, all_settings, shared_and_own, shown_in_full
 from evaluate.report.benchmark_tables import benchmark_tables, headline_columns, rows
 from evaluate.report.facts import data_facts, flat, settings_table, training_facts
 from evaluate.report.figures import all_figures
@@ -142,6 +145,7 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
                 "colour": series_class(list(cards).index(name)),
                 "reference": comparisons.baseline[name],
                 "seeds": group.seeds,
+                "cost": cost(cards[name]),
                 "cells": {metric.key: cell(comparisons, name, metric.key) for metric in shown_metrics},
             }
             for name, group in comparisons.groups.items()
@@ -151,6 +155,14 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
         "several_seeds": several,
         "shown": "" if len(shown) == len(cards) else listed(shown),
         "figure_groups": all_figures(inputs, shown),
+        "stability": stability(
+            comparisons,
+            {name: card.seed for name, card in cards.items()},
+            inputs.decoders,
+            list(comparisons.groups)[:MOST_SHOWN],
+        ),
+        "chance": chance(first.d_sae, first.d_model) if several else None,
+        "frontiers": frontier_rows(inputs),
         "shared_latents": shared_latents({name: inputs.decoders[name] for name in shown}),
         "chance_match": chance_best_match(first.d_sae, first.d_model),
         "settings": settings_table(own),
@@ -167,6 +179,20 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
         "not_run": [(BENCHMARKS[name], why) for name, why in inputs.not_run.items()],
         "digests": [(name, card.weights_sha256) for name, card in cards.items()],
     }
+
+
+def frontier_rows(inputs: ReportInputs) -> dict[str, list[FrontierDifference]]:
+    """By family, explained variance and CE recovered minus the baseline's at the same L0s; nothing without sweeps."""
+    if "core" not in inputs.results:
+        return {}
+    found = compare_frontiers(
+        inputs.cards, inputs.metrics(), without_one=inputs.without_one,
+        shown=("core/explained_variance", "core/ce_loss_score"),
+    )  # fmt: skip
+    rows: dict[str, list[FrontierDifference]] = {}
+    for item in found:
+        rows.setdefault(item.family, []).append(item)
+    return rows
 
 
 def lead(inputs: ReportInputs) -> str:
