@@ -142,13 +142,13 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
         "rows": [
             {
                 "name": name,
-                "colour": series_class(list(cards).index(name)),
+                "colour": series_class(shown.index(name) if name in shown else index),  # as in the figures
                 "reference": comparisons.baseline[name],
                 "seeds": group.seeds,
                 "cost": cost(cards[name]),
                 "cells": {metric.key: cell(comparisons, name, metric.key) for metric in shown_metrics},
             }
-            for name, group in comparisons.groups.items()
+            for index, (name, group) in enumerate(comparisons.groups.items())
         ],
         "each": metrics if several else {},
         "errors": inputs.standard_errors(),
