@@ -33,9 +33,10 @@ def two_saes(saes: SimpleNamespace, add_sae: Callable[..., None]) -> None:
     add_sae("fixed-1", saes.random(2), settings={"kind": "fixed", "value": 1.0})
 
 
-def arrays(benchmark: str, variant: str) -> list[str]:
-    """Beside a result of core are its metrics without each sequence."""
-    return [f"{variant}.safetensors"] if benchmark == "core" else []
+def files_of(benchmark: str, *variants: str) -> list[str]:
+    """The names of the results of variants; beside one of core are its metrics without each sequence."""
+    suffixes = (".json", ".safetensors") if benchmark == "core" else (".json",)
+    return [f"{variant}{suffix}" for variant in variants for suffix in suffixes]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -48,9 +49,7 @@ def test_a_result_per_variant_is_written_and_says_what_it_depends_on(
 ) -> None:
     evaluate_all()
     for benchmark in ("core", "geometry"):
-        assert sorted(contents(study.results / benchmark)) == [
-            name for variant in ("baseline", "fixed-1") for name in (f"{variant}.json", *arrays(benchmark, variant))
-        ]
+        assert sorted(contents(study.results / benchmark)) == files_of(benchmark, "baseline", "fixed-1")
     result = read_result(study.results / "core" / "fixed-1.json")
     assert (result.format, result.benchmark, result.variant) == ("result/3", "core", "fixed-1")
     assert result.inputs["language_model"]["weights_sha256"] == study.manifest.spec.model.weights_sha256
@@ -141,7 +140,7 @@ def test_a_renamed_variant_keeps_its_metrics_under_the_new_name(
     add_sae("fixed-one", saes.random(2), settings={"kind": "fixed", "value": 1.0})
     monkeypatch.setattr("evaluate.loaded_model.load_model", lambda *arguments, **keywords: pytest.fail("it was loaded"))
     evaluate_all("core")
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-one.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-one")
     new = read_result(study.results / "core" / "fixed-one.json")
     assert (new.variant, new.key, new.metrics) == ("fixed-one", old.key, old.metrics)
 
@@ -164,7 +163,7 @@ def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchma
     assert not (study.results / "core").exists()
     evaluate_all("core")
     assert measured == ["baseline", "fixed-1", "fixed-1"]
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-1")
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -359,7 +358,7 @@ def test_a_benchmark_that_cannot_run_here_says_why_and_runs_once_it_can(
         evaluate_all("core")
     assert read_not_run(study.results / "core", settings=study.config.core) == why
     evaluate_all("core")
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-1")
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -400,7 +399,7 @@ def test_a_set_up_that_finds_nothing_to_be_measurable_is_recorded_and_ends_the_r
         "No letter is known.", "Take a larger language model."
     )
     evaluate_all("core")
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-1")
 
 
 @pytest.mark.usefixtures("two_saes")
