@@ -11,7 +11,7 @@ results.py              the files a benchmark leaves
 substituted.py          another value in a library's place
 throw_away.py           an SAE that fills sae-bench's caches
 isolation.py            random states and the like, as before each benchmark
-bootstrap.py            sampling errors
+jackknife.py            errors from the text or tasks measured on
 row_statistics.py       sums over held-out rows
 held_out_rows.py        the cache's rows, as sae-bench core reads them
 language_model_loss.py  losses with and without the SAE

@@ -1,37 +1,38 @@
-"""The files that a benchmark leaves: results/<benchmark>/<variant>.json for each variant, format "result/2".
+"""The files that a benchmark leaves: results/<benchmark>/<variant>.json for each variant, format "result/3".
 
-What is too much for JSON is in <variant>.safetensors beside it, which is written first. Where a benchmark did not run,
-`_not_run.json` says why and what to do; no variant has such a name.
+A file holds its own digest, so that an edited number is refused. What is too much for JSON is in <variant>.safetensors
+beside it, which is written first. Where a benchmark did not run, `_not_run.json` says why and what to do; no variant
+has such a name.
 """
 
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import JsonValue, ValidationError, model_validator
+from pydantic import JsonValue, model_validator
 
 from evaluate.benchmarks.benchmark import Benchmark, Measurement, NotRun
 from evaluate.benchmarks.registry import BENCHMARKS, wrong_metrics
-from store.atomic import file_sha256, read_json, write_bytes, write_json
+from store.atomic import file_sha256, parse_json, read_json, write_bytes, write_json
 from store.errors import DamagedFile, StoreError
 from store.identity import Count
 from store.record import Record, digest, plain
+from store.record_file import parse_record_file, read_plain_record, write_record_file
 
-FORMAT = "result/2"
+FORMAT = "result/3"
 NOT_RUN_FORMAT = "not-run/2"
 NOT_RUN_FILE = "_not_run.json"
 ARRAYS_SUFFIX = ".safetensors"
-Kind = TypeVar("Kind", bound=Record)
 
 
 class BenchmarkResult(Record):
     """Metrics of one benchmark on one variant, and the digest of everything that they depend on."""
 
-    format: Literal["result/2"]
+    format: Literal["result/3"]
     benchmark: str
     variant: str
     key: str
@@ -48,12 +49,17 @@ class BenchmarkResult(Record):
     details: dict[str, JsonValue]
     arrays_sha256: str | None = None
     """Of `<variant>.safetensors`, where there is one."""
+    not_measured: str | None = None
+    """Why this SAE has no metrics where others have, in whole sentences; None where it has."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.key != digest(self.inputs):
             raise ValueError(f"expected key to be the digest of inputs, {digest(self.inputs)}, got {self.key}")
-        if not self.metrics or not all(math.isfinite(value) for value in self.metrics.values()):
+        has_metrics = bool(self.metrics) and all(math.isfinite(value) for value in self.metrics.values())
+        if self.not_measured is not None and self.metrics:
+            raise ValueError(f"expected no metrics where nothing was measured, got {self.metrics}")
+        if self.not_measured is None and not has_metrics:
             raise ValueError(f"expected at least one metric, all finite, got {self.metrics}")
         errors = self.standard_errors
         if not all(math.isfinite(error) and error >= 0.0 for error in errors.values()):
@@ -86,7 +92,7 @@ def make_result(
 ) -> BenchmarkResult:
     """The record of one measurement; `arrays` are its `arrays_bytes`."""
     return BenchmarkResult(
-        format="result/2",
+        format="result/3",
         benchmark=benchmark.name,
         variant=variant,
         key=digest(inputs),
@@ -100,11 +106,19 @@ def make_result(
     )
 
 
+def not_measured(benchmark: Benchmark, variant: str, inputs: dict[str, Any], why: NotRun) -> BenchmarkResult:
+    """The record of an SAE on which a benchmark that measures others cannot be measured."""
+    return BenchmarkResult(
+        format="result/3", benchmark=benchmark.name, variant=variant, key=digest(inputs), inputs=inputs, metrics={},
+        basis={}, standard_errors={}, remarks=[], details={}, not_measured=f"{why.reason} {why.advice}",
+    )  # fmt: skip
+
+
 def write_result(folder: Path, result: BenchmarkResult, arrays: bytes | None = None) -> None:
     """Writes `<folder>/<variant>.json` at once and whole; what it refers to is there before it."""
     if arrays is not None:
         write_bytes(arrays_path(folder, result.variant), arrays)
-    write_json(result_path(folder, result.variant), result)
+    write_record_file(result_path(folder, result.variant), result)
 
 
 def read_arrays(folder: Path, result: BenchmarkResult) -> dict[str, NDArray[Any]]:
@@ -132,30 +146,27 @@ def has_arrays(result: BenchmarkResult, path: Path | None) -> bool:
 
 def read_result(path: Path) -> BenchmarkResult:
     """Reads and checks one result file; a StoreError names the file and what is wrong with it."""
-    result = _read(path, BenchmarkResult, FORMAT)
+    data = path.read_bytes()
+    _check_format(parse_json(data, where=str(path)), path, FORMAT)
+    result = parse_record_file(
+        BenchmarkResult, data, where=str(path), remedy="Remove it and evaluate again, or run `dvc checkout results`"
+    )
     if result.benchmark not in BENCHMARKS:
         raise StoreError(f"expected a result of {' or '.join(BENCHMARKS)} in {path}, got one of {result.benchmark!r}")
-    if problem := wrong_metrics(BENCHMARKS[result.benchmark], result.metrics):
+    if result.not_measured is None and (problem := wrong_metrics(BENCHMARKS[result.benchmark], result.metrics)):
         raise StoreError(
             f"expected the metrics of {result.benchmark} in {path}, but {problem}. Remove the file and evaluate again"
         )
     return result
 
 
-def _read(path: Path, kind: type[Kind], form: str) -> Kind:
-    """A record of the format `form`; a StoreError names the file and what is wrong with it."""
-    value = read_json(path)
+def _check_format(value: object, path: Path, form: str) -> None:
     if not isinstance(value, dict) or value.get("format") != form:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
         raise StoreError(
             f'expected a benchmark result of format "{form}" in {path}, got {found!r}. '
             "Remove the file and evaluate again"
         )
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-        raise DamagedFile(f"{path} is not a whole result file: {problems}. Remove it and evaluate again") from error
 
 
 class NotRunRecord(Record):
@@ -188,9 +199,10 @@ def read_not_run(folder: Path, *, settings: Record | None) -> NotRun | None:
     None where it was, or where the record is of other settings. A StoreError for a record that cannot be read.
     """
     try:
-        record = _read(folder / NOT_RUN_FILE, NotRunRecord, NOT_RUN_FORMAT)
+        _check_format(read_json(folder / NOT_RUN_FILE), folder / NOT_RUN_FILE, NOT_RUN_FORMAT)
     except FileNotFoundError:
         return None
+    record = read_plain_record(NotRunRecord, folder / NOT_RUN_FILE)
     return NotRun(record.reason, record.advice) if record.settings == _settings_digest(settings) else None
 
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluate.bootstrap import standard_errors
+from evaluate.jackknife import without_one
 from store.cache.outlier_rows import OutlierRows, outlier_rows
 
 TOP_SHARE = 0.01
@@ -21,8 +21,8 @@ class RowFigures:
 
     metrics: dict[str, float]
     """explained_variance, mse, cosine_similarity, l0, l1; see benchmarks/core.py."""
-    standard_errors: dict[str, float]
-    """Of these, by bootstrap over sequences."""
+    without_one: dict[str, NDArray[np.float64]]
+    """Of these, their values without each of the sequences that have rows."""
     num_rows: int
     firing_counts: Tensor
     """Rows on which each latent is above zero, (F,) int64."""
@@ -98,7 +98,7 @@ class RowStatistics:
                 "l0": float(self._l0.sum()) / num_rows,
                 "l1": float(self._l1.sum()) / num_rows,
             },
-            standard_errors=standard_errors(sums, _from_totals),
+            without_one=without_one(sums[sums[:, 0] > 0], _from_totals),
             num_rows=num_rows,
             firing_counts=self._firing.cpu(),
             num_constant_latents=int((self._least == self._most).sum()),
@@ -108,7 +108,7 @@ class RowStatistics:
 
 
 def _from_totals(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Metrics of totals (resamples, 6); the mean row is that of all sequences, and not drawn again."""
+    """Metrics of totals (n, 6); the mean row stays that of all sequences."""
     rows, residual, deviation, cosine, l0, l1 = totals.T
     return {
         "explained_variance": 1.0 - residual / deviation,

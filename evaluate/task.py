@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
+from compute.progress import say
 from compute.software import Software, software_here
-from evaluate.benchmarks.benchmark import EvaluatedSAE
+from evaluate.benchmarks.benchmark import EvaluatedSAE, NotMeasurable
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.registry import BENCHMARKS, check_measurement
 from evaluate.dependencies import all_cards, held_out_tokens, result_inputs
 from evaluate.isolation import undisturbed
 from evaluate.judge.limits import JudgeLimits
 from evaluate.kept import KeptSetUps
-from evaluate.results import arrays_bytes, make_result, write_result
+from evaluate.results import arrays_bytes, make_result, not_measured, write_result
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import load_manifest
 from store.files.open import Place, open_files
@@ -96,11 +97,17 @@ def measure_and_write(task: EvaluationTask, context: BenchmarkContext, shared: o
     subject, benchmark = task.subject, BENCHMARKS[task.subject.benchmark]
     with _failures_named(subject.benchmark, f"variant {task.variant}"), undisturbed(seed=SEED):
         weights, card = load_sae(subject.models_folder / task.variant)
-        measurement = benchmark.measure(EvaluatedSAE(task.variant, weights, card), subject.settings, context, shared)
-        check_measurement(benchmark, measurement)
         inputs = result_inputs(
             benchmark, subject.settings, card=card, manifest=context.manifest, held_out=context.held_out
         )
+        try:
+            sae = EvaluatedSAE(task.variant, weights, card)
+            measurement = benchmark.measure(sae, subject.settings, context, shared)
+        except NotMeasurable as error:
+            say(f"evaluate {subject.benchmark}", f"{task.variant} is not measured. {error.why.reason}")
+            write_result(task.finished, not_measured(benchmark, task.variant, inputs, error.why))
+            return
+        check_measurement(benchmark, measurement)
         arrays = arrays_bytes(measurement)
         write_result(task.finished, make_result(benchmark, task.variant, inputs, measurement, arrays), arrays)
 

@@ -19,6 +19,9 @@ DIGEST_KEY: Final = "self_sha256"
 MAX_NBYTES = 2**28
 """No record is larger. A larger file is refused before it is read."""
 
+REMEDY = "Run `pipeline.py store repair`, restore the file or harvest again"
+"""For a record of a cache whose bytes were changed."""
+
 RecordKind = TypeVar("RecordKind", bound=Record)
 
 
@@ -38,8 +41,8 @@ def read_record_file(kind: type[RecordKind], path: Path) -> RecordKind:
     return parse_record_file(kind, _read_small(path), where=str(path))
 
 
-def parse_record_file(kind: type[RecordKind], data: bytes, *, where: str) -> RecordKind:
-    """The record in the bytes of its file; `where` is the file's name, for messages.
+def parse_record_file(kind: type[RecordKind], data: bytes, *, where: str, remedy: str = REMEDY) -> RecordKind:
+    """The record in the bytes of its file; `where` is the file's name and `remedy` what to do, for messages.
 
     Raises:
         DamagedFile: its digest or its bytes are not those that were written.
@@ -59,13 +62,13 @@ def parse_record_file(kind: type[RecordKind], data: bytes, *, where: str) -> Rec
     if got != expected:
         raise DamagedFile(
             f"expected {where} to have the digest {expected[:64]!r} that it states, got {got}: its bytes changed since "
-            "they were written. Run `pipeline.py store repair`, restore the file or harvest again"
+            f"they were written. {remedy}"
         )
     record = _validate(kind, value, where)
     if record_bytes(record) != data:
         raise DamagedFile(
             f"expected {where} to be as it was written, but writing its {kind.__name__} again gives other bytes: "
-            "it was changed since. Run `pipeline.py store repair`, restore the file or harvest again"
+            f"it was changed since. {remedy}"
         )
     return record
 

@@ -27,6 +27,7 @@ from pydantic import Field, JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotMeasurable, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.jackknife import as_arrays, standard_errors, without_one_task
 from store.record import Record
 
 PositiveCount = Annotated[int, Field(gt=0)]
@@ -196,8 +197,9 @@ def measure(
     from language_model.hooks import parse_hook
 
     if sae.card.d_sae < max(EXAMPLES, config.max_k_value):
-        raise ValueError(
-            f"expected an SAE of at least {max(EXAMPLES, config.max_k_value)} latents, got {sae.card.d_sae}"
+        raise NotMeasurable(
+            f"It has {sae.card.d_sae} latents, and absorption looks at {max(EXAMPLES, config.max_k_value)}.",
+            "Train it with more latents (d_sae).",
         )
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
     letters = shared.letters[sae.card.hook]
@@ -240,6 +242,15 @@ def measure(
     fractions = [float(value) for value in table["mean_absorption_fraction"]]
     rates = [float(value) for value in table["full_absorption_rate"]]
     splits = [float(value) for value in table["num_split_feats"]]
+    names = ("mean_absorption_fraction_score", "mean_full_absorption_score", "mean_num_split_features")
+    left_out = without_one_task(
+        [
+            {
+                letter: dict(zip(names, scores, strict=True))
+                for letter, *scores in zip(table["letter"], fractions, rates, splits, strict=True)
+            }
+        ]
+    )
     num_words = int(table["num_probe_true_positives"].sum())
     return Measurement(
         metrics={
@@ -251,11 +262,8 @@ def measure(
             "std_dev_num_split_features": statistics.stdev(splits),
         },
         basis={"letters": len(fractions), "words": num_words},
-        standard_errors={
-            "mean_absorption_fraction_score": statistics.stdev(fractions) / len(fractions) ** 0.5,
-            "mean_full_absorption_score": statistics.stdev(rates) / len(rates) ** 0.5,
-            "mean_num_split_features": statistics.stdev(splits) / len(splits) ** 0.5,
-        },
+        standard_errors=standard_errors(left_out),
+        arrays=as_arrays(left_out),
         remarks=(*narrow_remark("absorption", sae.card.d_sae, least=config.min_latents), *_remarks(words)),
         details={"letters": _json(table), "standard_errors": "over letters, as if they were drawn at random"},
     )
@@ -326,11 +334,12 @@ BENCHMARK = Benchmark(
     config=AbsorptionConfig,
     needs=frozenset({"language_model"}),
     version=CodeVersion(
-        number=1,
+        number=2,
         files=(
             "evaluate/benchmarks/absorption.py",
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
+            "evaluate/jackknife.py",
             "evaluate/loaded_model.py",
             "evaluate/meaningful.py",
             "evaluate/sae_bench.py",
@@ -343,7 +352,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="96cf47079c0258c500f9e36975b46b66c9cb250e33109eabfe6a2c049f2f8536",
+        code_sha256="5a20d7fc8659396f50473ccabbfcc537584b5259f4ca992a85b546e7ac7f0067",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",
@@ -353,6 +362,7 @@ BENCHMARK = Benchmark(
         "std_dev_full_absorption_score": "neither",
         "std_dev_num_split_features": "neither",
     },
+    units="letters",
     headlines=("mean_absorption_fraction_score", "mean_full_absorption_score"),
     measures="How often the latents for a word's first letter stay silent because a narrower latent fires (sae-bench "
     "absorption). Lower is better, but an SAE that is narrow or hardly trained scores low as well.",

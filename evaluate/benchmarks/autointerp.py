@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a5fb9f5c15936e3c498d77d737dc41065682379abea5f3e3c73f4bdcc331f928",
+        code_sha256="5b5f08ffa9bceb4f012e523cad55f2c3557bc184aa336253fa1d7662f98ddc91",
     ),
     metrics={
         "autointerp_score": "higher",

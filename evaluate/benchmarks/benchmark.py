@@ -69,8 +69,9 @@ class NotRun:
 
 
 class NotMeasurable(Exception):
-    """Raised by `prepare` alone: what it found out about the language model or the data rules the benchmark out for
-    every SAE. The report then lists the reason. What one SAE lacks is a remark beside its metrics, never this.
+    """Raised by `prepare` where the language model or the data rule the benchmark out for every SAE, which is then
+    listed with the reason; by `measure` where this SAE cannot be measured (too few latents), and others can: it has no
+    metrics, and the report says why. What only makes metrics doubtful is a remark beside them.
     """
 
     def __init__(self, reason: str, advice: str) -> None:
@@ -124,6 +125,10 @@ class Benchmark:
     """Those that stand for it where many benchmarks are shown side by side, the first for all."""
     measures: str
     """What it measures, a sentence or two."""
+    units: str = ""
+    """What its metrics are means over and all SAEs share, such as sequences or tasks: its results keep the metrics
+    without each of them (evaluate/jackknife.py), so that a difference of two SAEs has the error of its own. Empty where
+    SAEs are measured on nothing that they share."""
     floors: Mapping[str, str] = field(default_factory=dict)
     """By metric, the one that says what it is without any skill: shown beside it wherever it is."""
     measure: Callable[[EvaluatedSAE, Any, "BenchmarkContext", Any], Measurement]

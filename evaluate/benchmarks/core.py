@@ -26,8 +26,8 @@ from pydantic import Field, JsonValue, model_validator
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.bootstrap import standard_errors
 from evaluate.held_out_rows import measure_rows
+from evaluate.jackknife import as_arrays, standard_errors, without_one
 from store.record import Record
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, sh
     from evaluate.sae_bench import to_sae_bench
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
-    losses, loss_errors, num_predictions = _losses(adapted, config, context, shared.folders[sae.card.hook])
+    losses, losses_without_one, num_predictions = _losses(adapted, config, context, shared.folders[sae.card.hook])
     found, of_sae_bench = measure_rows(
         adapted,
         context,
@@ -188,6 +188,11 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, sh
     figures = found.all_rows.figures()
     within = figures if found.within is None else found.within.figures()
     num_dead = int((figures.firing_counts == 0).sum())
+    left_out = (
+        within.without_one
+        | {f"{name}_all_rows": values for name, values in figures.without_one.items()}
+        | losses_without_one
+    )
     return Measurement(
         metrics={
             **within.metrics,
@@ -206,9 +211,8 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, sh
             "predictions": num_predictions,
             "sequences_of_predictions": config.num_reconstruction_sequences,
         },
-        standard_errors=within.standard_errors
-        | {f"{name}_all_rows": error for name, error in figures.standard_errors.items()}
-        | loss_errors,
+        standard_errors=standard_errors(left_out),
+        arrays=as_arrays(left_out),
         remarks=_remarks(within.metrics, num_dead, figures.num_constant_latents, len(figures.firing_counts), losses),
         details={
             "firing_counts": figures.firing_counts.tolist(),
@@ -240,8 +244,8 @@ def _remarks(
 
 def _losses(
     sae: "StoredSAE", config: CoreConfig, context: BenchmarkContext, folder: Path
-) -> tuple[dict[str, float], dict[str, float], int]:
-    """Losses under sae-bench's names, their standard errors, and the number of predictions."""
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]], int]:
+    """Losses under sae-bench's names, the same without each sequence, and the number of predictions."""
     from evaluate.language_model_loss import counted_positions, kept_sums, losses_with_sae
     from evaluate.upper_layers import Resumable
 
@@ -264,8 +268,8 @@ def _losses(
     if not sums[:, 0].any():
         raise ValueError("expected held-out text with tokens other than BOS, EOS and padding, got none")
     metrics = _from_totals(sums.sum(axis=0, keepdims=True))
-    errors = standard_errors(sums, _from_totals)
-    return {name: float(value[0]) for name, value in metrics.items()}, errors, int(sums[:, 0].sum())
+    left_out = without_one(sums[sums[:, 1] > 0], _from_totals)
+    return {name: float(value[0]) for name, value in metrics.items()}, left_out, int(sums[:, 0].sum())
 
 
 def _from_totals(totals: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -295,13 +299,13 @@ BENCHMARK = Benchmark(
     config=CoreConfig,
     needs=frozenset({"language_model", "held_out_tokens", "held_out_rows"}),
     version=CodeVersion(
-        number=5,
+        number=6,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/core.py",
-            "evaluate/bootstrap.py",
             "evaluate/held_out_rows.py",
+            "evaluate/jackknife.py",
             "evaluate/language_model_loss.py",
             "evaluate/loaded_model.py",
             "evaluate/row_statistics.py",
@@ -346,6 +350,7 @@ BENCHMARK = Benchmark(
         "kl_div_with_ablation": "neither",
         "kl_div_score": "higher",
     },
+    units="sequences",
     headlines=("explained_variance", "ce_loss_score"),
     measures="How well the SAE reconstructs held-out activations, how sparse it is, and what the language model loses "
     "when it runs on the reconstruction (sae-bench core).",

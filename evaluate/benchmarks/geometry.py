@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="7d9a2f54c000de8d97bf19c9da043b7ddce73e16e7e2c25ef01c6639bb2edd96",
+        code_sha256="c481d8cb446b82ab40c237ead1760c1867e9477718a990de3ea4292be0b987e8",
     ),
     metrics={
         "penalty": "lower",

@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="52003f6e1c804e779769928c1bce403ddba429d908762f21fff6a19c1fe821a0",
+        code_sha256="56a677f8d94e4ddec6767bad0c467c080b94c8a7d9232853d4a1e6d22ef68870",
     ),
     metrics={
         "mean_density": "neither",

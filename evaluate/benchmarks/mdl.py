@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from compute.code_version import CodeVersion
-from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement
+from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotMeasurable
 from evaluate.benchmarks.context import BenchmarkContext
 from store.record import Record, plain
 
@@ -85,16 +85,6 @@ def num_steps(config: MDLConfig) -> int:
     return MIN_MAX_PASSES + 2 * len(config.k_values) * len(config.num_bins_values)
 
 
-def prepare(config: MDLConfig, context: BenchmarkContext) -> None:
-    """Checks that every SAE has as many latents as are to be kept."""
-    for name, card in context.cards.items():
-        if card.d_sae < max(config.k_values):
-            raise ValueError(
-                f"expected k_values of mdl to be at most the number of latents, got {max(config.k_values)} for {name} "
-                f"with {card.d_sae}. Lower evaluate.mdl.k_values"
-            )
-
-
 def measure(sae: EvaluatedSAE, config: MDLConfig, context: BenchmarkContext, shared: None) -> Measurement:
     """Bins the latents of held-out rows in every way that is asked for.
 
@@ -103,6 +93,11 @@ def measure(sae: EvaluatedSAE, config: MDLConfig, context: BenchmarkContext, sha
     the mean squared error per channel, divided by the number of channels), num_bins, within_threshold (1 or 0).
     """
     del shared
+    if sae.card.d_sae < max(config.k_values):
+        raise NotMeasurable(
+            f"It has {sae.card.d_sae} latents, and mdl keeps {max(config.k_values)} (evaluate.mdl.k_values).",
+            "Lower that setting, or train it with more latents (d_sae).",
+        )
     rows = _held_out_rows(config, context, sae.card.hook)
     with _sae_bench() as main:
         from evaluate.sae_bench import to_sae_bench
@@ -225,7 +220,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0f81aabd4162ac93b3734f85bd8113dea44e914cffb2aaa344214f7a6d616a0d",
+        code_sha256="6606759c5e6950cf68fb3419c7d85e13c604f37d8bbd3fcdc47ce8b395feca3f",
     ),
     metrics={
         "description_length": "lower",
@@ -238,7 +233,6 @@ BENCHMARK = Benchmark(
     "every latent is binned from 0 to at least 100, whatever it reaches, so they depend on the rows' scale; zeros "
     "are rebuilt as the middle of the first bin, so the error is mostly that of latents that do not fire; k does not "
     "enter the bits; and the error named mse is its root divided by the number of channels. Do not rank SAEs by it.",
-    prepare=prepare,
     measure=measure,
     num_held_out_sequences=num_held_out_sequences,
     num_steps=num_steps,

@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="4a31f0ca335d9627482304a92055d0207b6d14936b1c5ba6404aae08541ca2ea",
+        code_sha256="a699561f0cb2996e48af7e82a7c93a662bb30a79e20f6b9e1987b3d2308b83e5",
     ),
     metrics={
         "decoder_fraction_variance_explained": "lower",

@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5d0005d5bb53a2c884a2d2af91ea01fb431c670545d150df6c257c628acda40e",
+        code_sha256="e0d17a2889497e5ebc632b511ffa81d54be6a5bc71655d43291276ff443d8f00",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

@@ -9,13 +9,14 @@ The top-k probes are not. A text is its mean activation, without BOS, EOS and pa
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import JsonValue
 
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.jackknife import as_arrays, without_one_task
 from evaluate.labelled.config import Labels, LabelsList
 from evaluate.labelled.set_up import (
     NumTexts,
@@ -133,18 +134,22 @@ def measure(sae: EvaluatedSAE, config: SparseProbingConfig, context: BenchmarkCo
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
     begin_as_sae_bench(config.random_seed)
     by_dataset: dict[str, dict[str, float]] = {}
-    by_class: dict[str, JsonValue] = {}
+    by_class: dict[str, dict[str, dict[str, float]]] = {}
     for labels in config.datasets:
         folder = shared[sae.card.hook, labels.name]
         with kept_dataset(labels, folder):
             by_dataset[labels.name], found = _run(config, context, adapted, labels, folder)
-        by_class[labels.name] = cast("JsonValue", found)
+        by_class[labels.name] = found
         context.progress(1)
     metrics = {
         name: math.fsum(results[name] for results in by_dataset.values()) / len(by_dataset)
         for name in BENCHMARK.metrics
     }
-    num_classes = sum(len(cast("dict[str, Any]", found)["sae_test_accuracy"]) for found in by_class.values())
+    num_classes = sum(len(found["sae_test_accuracy"]) for found in by_class.values())
+    of_tasks = [
+        {task: {name: found[name][task] for name in BENCHMARK.metrics} for task in found["sae_test_accuracy"]}
+        for found in by_class.values()
+    ]
     return Measurement(
         metrics=metrics,
         basis={
@@ -154,7 +159,11 @@ def measure(sae: EvaluatedSAE, config: SparseProbingConfig, context: BenchmarkCo
         },
         standard_errors=accuracy_errors(metrics, num_classes * config.probe_test_set_size),
         remarks=remarks(metrics),
-        details={"eval_result_details": cast("JsonValue", by_dataset), "eval_result_unstructured": by_class},
+        arrays=as_arrays(without_one_task(of_tasks)),
+        details={
+            "eval_result_details": cast("JsonValue", by_dataset),
+            "eval_result_unstructured": cast("JsonValue", by_class),
+        },
     )
 
 
@@ -188,12 +197,13 @@ BENCHMARK = Benchmark(
     config=SparseProbingConfig,
     needs=frozenset({"language_model", "labelled_text"}),
     version=CodeVersion(
-        number=2,
+        number=3,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/sparse_probing.py",
             "evaluate/hub_data.py",
+            "evaluate/jackknife.py",
             "evaluate/labelled",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
@@ -209,7 +219,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f1dee85b9fd23cd07741d5ddf24004690ccbffb91b4a1bdc5f710af06d37f943",
+        code_sha256="2d32f9d894a918e734ddaca2883fb6736343c78df0effc01d60f46c850d90552",
     ),
     metrics={
         "sae_test_accuracy": "higher",
@@ -217,6 +227,7 @@ BENCHMARK = Benchmark(
         "llm_test_accuracy": "neither",
         **{f"llm_top_{k}_test_accuracy": "neither" for k in K_VALUES},
     },
+    units="tasks",
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),
     measures="Whether 1, 2 or 5 latents suffice to tell classes of texts apart (sae-bench sparse_probing). The "
     "language model's own channels are probed in the same way.",

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, Better, EvaluatedSAE, Measurement
 from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.jackknife import as_arrays, standard_errors, without_one_task
 from evaluate.substituted import attribute, quiet
 from store.record import Record
 
@@ -162,7 +163,7 @@ def measure(
     """Scores of probes on few latents, and of probes on all channels of the language model.
 
     Metrics: sae_top_k_test_accuracy, _auc and _f1 for k = 1, 2, 5 and llm_test_accuracy, _auc, _f1: means over tasks.
-    Chance is 0.5. Standard errors are over tasks.
+    Chance is 0.5. Standard errors are over tasks, from five on.
     """
     from evaluate.sae_bench import to_sae_bench
 
@@ -179,17 +180,15 @@ def measure(
     keys = {"accuracy": "test_acc", "auc": "test_auc", "f1": "test_f1"}
     for task, scores in shared.language_model[sae.card.hook].items():
         by_task[task] |= {f"llm_test_{score}": scores[key] for score, key in keys.items()}
-    metrics, errors = {}, {}
-    for name in BENCHMARK.metrics:
-        values = [scores[name] for scores in by_task.values()]
-        metrics[name] = math.fsum(values) / len(values)
-        if len(values) > 1:
-            squares = math.fsum((value - metrics[name]) ** 2 for value in values)
-            errors[name] = math.sqrt(squares / (len(values) - 1) / len(values))
+    metrics = {
+        name: math.fsum(scores[name] for scores in by_task.values()) / len(by_task) for name in BENCHMARK.metrics
+    }
+    left_out = without_one_task([by_task])
     return Measurement(
         metrics=metrics,
         basis={"tasks": len(by_task)},
-        standard_errors=errors,
+        standard_errors=standard_errors(left_out),
+        arrays=as_arrays(left_out),
         remarks=_remarks(metrics),
         details={"eval_result_details": cast("JsonValue", by_task)},
     )
@@ -243,11 +242,12 @@ BENCHMARK = Benchmark(
     config=SaeProbesConfig,
     needs=frozenset({"language_model", "labelled_text"}),
     version=CodeVersion(
-        number=1,
+        number=2,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/sparse_probing_sae_probes.py",
+            "evaluate/jackknife.py",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
             "evaluate/substituted.py",
@@ -263,6 +263,7 @@ BENCHMARK = Benchmark(
         code_sha256="e5d7088c52aa7ba7a48a270b1055a358c8860734b4d73e2c72dd007841b516b6",
     ),
     metrics=_metrics(),
+    units="tasks",
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),
     measures="Accuracy of probes on 1, 2 or 5 latents in binary tasks on the last token of a text (the package "
     "sae-probes, through sae-bench).",

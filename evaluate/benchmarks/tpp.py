@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, Better, EvaluatedSAE, Measurement, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
+from evaluate.jackknife import as_arrays, without_one_task
 from evaluate.labelled.config import Labels, LabelsList
 from evaluate.labelled.set_up import (
     Epochs,
@@ -148,17 +149,21 @@ def measure(sae: EvaluatedSAE, config: TppConfig, context: BenchmarkContext, sha
     by_dataset: dict[str, dict[str, float]] = {}
     details: dict[str, JsonValue] = {}
     accuracies: list[float] = []
+    of_classes: list[dict[str, dict[str, float]]] = []
+    errors: list[dict[str, float]] = []
     for labels in config.datasets:
         with kept_dataset(labels, shared[sae.card.hook, labels.name]):
             raw, clean = _run(config, context, adapted, labels, shared[sae.card.hook, labels.name])
         by_dataset[labels.name], by_class = create_tpp_plotting_dict(raw, clean)
         accuracies += clean.values()
+        of_classes.append(cast("dict[str, dict[str, float]]", by_class))
+        errors.append(sampling_variances(raw, clean, config.test_set_size))
         details[labels.name] = cast("JsonValue", {"llm_test_accuracies": clean, "tpp_metrics_by_class": by_class})
         context.progress(1)
     names = next(iter(by_dataset.values()))
     metrics = {name: math.fsum(found[name] for found in by_dataset.values()) / len(by_dataset) for name in names}
     metrics["llm_test_accuracy"] = math.fsum(accuracies) / len(accuracies)
-    errors = _errors(metrics, accuracies, config.test_set_size)
+    standard_errors = {name: math.sqrt(math.fsum(found[name] for found in errors)) / len(errors) for name in errors[0]}
     return Measurement(
         metrics=metrics,
         basis={
@@ -166,19 +171,45 @@ def measure(sae: EvaluatedSAE, config: TppConfig, context: BenchmarkContext, sha
             "tasks": len(accuracies),
             "test_texts": len(accuracies) * config.test_set_size,
         },
-        standard_errors=errors,
-        remarks=_remarks(metrics, errors),
+        standard_errors=standard_errors,
+        remarks=_remarks(metrics, standard_errors),
+        arrays=as_arrays(without_one_task(of_classes)),
         details={"eval_result_details": cast("JsonValue", by_dataset), "by_data_set": details},
     )
 
 
-def _errors(metrics: dict[str, float], accuracies: list[float], texts: int) -> dict[str, float]:
-    """Binomial standard errors: a difference of two accuracies, taken as independent, over all classes.
+def sampling_variances(
+    perturbed: dict[str, dict[int, dict[str, float]]], clean: dict[str, float], texts: int
+) -> dict[str, float]:
+    """Squared standard errors on one data set, from the texts that a probe is tested on.
 
-    The same texts are tested with and without the latents, so that the true error is smaller.
+    What the probe of class c loses is the difference of two accuracies on the same texts, with and without latents,
+    taken as if measured on different ones, which is too large. The probe of c suffers from the latents of every other
+    class on the same texts, so that these losses together are one draw. In `total_metric` the clean accuracies cancel:
+    it is the mean accuracy under the latents of other classes minus that under the probe's own. Classes are taken as
+    independent.
+
+    Args:
+        perturbed: by class whose latents are zero, number of latents, and class of the probe: its accuracy.
+        clean: accuracy of every probe with all latents.
+        texts: tested for each class.
     """
-    variance = math.fsum(2.0 * value * (1.0 - value) / texts for value in accuracies) / len(accuracies) ** 2
-    return {name: math.sqrt(variance) for name in metrics if name.endswith(("_only", "total_metric"))}
+    found: dict[str, float] = {}
+    for threshold in next(iter(perturbed.values())):
+        own, others = [], []
+        for name in clean:
+            own.append(_binomial(perturbed[name][threshold][name]))
+            rest = [perturbed[other][threshold][name] for other in clean if other != name]
+            others.append(_binomial(math.fsum(rest) / len(rest)))
+        whole = [_binomial(accuracy) for accuracy in clean.values()]
+        pairs = {"total_metric": (own, others), "intended_diff_only": (whole, own)}
+        for kind, (first, second) in (pairs | {"unintended_diff_only": (whole, others)}).items():
+            found[f"tpp_threshold_{threshold}_{kind}"] = math.fsum(first + second) / texts / len(clean) ** 2
+    return found
+
+
+def _binomial(accuracy: float) -> float:
+    return max(accuracy * (1.0 - accuracy), 0.0)
 
 
 def _remarks(metrics: dict[str, float], errors: dict[str, float]) -> tuple[str, ...]:
@@ -204,12 +235,13 @@ BENCHMARK = Benchmark(
     config=TppConfig,
     needs=frozenset({"language_model", "labelled_text"}),
     version=CodeVersion(
-        number=2,
+        number=3,
         files=(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/tpp.py",
             "evaluate/hub_data.py",
+            "evaluate/jackknife.py",
             "evaluate/labelled",
             "evaluate/loaded_model.py",
             "evaluate/sae_bench.py",
@@ -225,10 +257,11 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e1f0d871c2901b11396c454b89daf7e161a928d6c6e1958a99a8be6944634387",
+        code_sha256="e1d7a2373aea586a2ab8447703bdbd6a692dfa37a46c60b7f4787f0203663db8",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),
+    units="tasks",
     headlines=("tpp_threshold_10_total_metric", "tpp_threshold_2_total_metric"),
     measures="Whether setting the latents of one class to zero harms the probe of that class and no other probe "
     "(sae-bench tpp).",

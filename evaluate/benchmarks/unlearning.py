@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a3910e78feb7cde146a85a74851f8fc99f656aa8fda16f53cecdd92467bec288",
+        code_sha256="ff3463846d8881af9d5634c80f8aa5c76b285ee0b233d5571fa379a227683aa8",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

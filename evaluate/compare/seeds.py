@@ -31,7 +31,7 @@ class SeedGroup:
 def seed_groups(cards: Mapping[str, SAECard], metrics: Mapping[str, Mapping[str, float]]) -> list[SeedGroup]:
     """Variants grouped by treatment, in the order given, with the spread of every metric over the seeds of a group.
 
-    `metrics` holds the same metrics for every variant.
+    `metrics` are by variant; of a metric that some variants lack, the others' count.
     """
     grouped: dict[str, list[str]] = {}
     for name, card in cards.items():
@@ -41,9 +41,11 @@ def seed_groups(cards: Mapping[str, SAECard], metrics: Mapping[str, Mapping[str,
         of_seed = {cards[name].seed: name for name in reversed(names)}  # one setting under two names counts once
         seeds = tuple(dict.fromkeys(cards[name].seed for name in names))
         spreads = {}
-        for metric in metrics[names[0]]:
-            values = [metrics[of_seed[seed]][metric] for seed in seeds]
-            deviation = statistics.stdev(values) if len(seeds) > 1 else None
+        for metric in dict.fromkeys(metric for name in names for metric in metrics[name]):
+            values = [metrics[of_seed[seed]][metric] for seed in seeds if metric in metrics[of_seed[seed]]]
+            if not values:
+                continue  # a second name of the same settings has it, and is not counted
+            deviation = statistics.stdev(values) if len(values) > 1 else None
             spreads[metric] = Spread(statistics.fmean(values), deviation)
         groups.append(SeedGroup(tuple(names), seeds, spreads))
     return groups

@@ -2,10 +2,15 @@
 
 page.py            the page and the summary
 inputs.py          all that it is made from, checked
+verdict.py         the sentences that open it: the answer, how sure, what would change it
 benchmark_tables.py  all metrics, a table per benchmark
+kinds_table.py     fixed, scheduled and learned lambdas against each other
 metrics.py         the columns of its table
-text.py            which sentences it has, and their order
-findings.py        the sentences
+numbers.py         all numbers, as CSV and JSON
+spelling.py        numbers and names as people read them
+facts.py           settings and data beside the results
+text.py            which other sentences it has, and their order
+findings.py        these sentences
 outliers.py        the sentence on rows that outweigh all others
 learned_lambda.py  the sentences on learned lambdas
 references.py      published results as rows

@@ -1,19 +1,15 @@
-"""A table per benchmark with all of its metrics, one with the headline of each, and the numbers as CSV and JSON."""
+"""A table per benchmark with all of its metrics, and one with the headline of each."""
 
-import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evaluate.benchmarks.benchmark import NEEDS, Benchmark, Better
 from evaluate.benchmarks.registry import BENCHMARKS
-from evaluate.compare.uncertainty import Estimate
+from evaluate.compare.comparisons import Comparisons
 from evaluate.report.inputs import ReportInputs
-from evaluate.report.metrics import Cell, verdict
+from evaluate.report.metrics import Cell, cell
 from evaluate.results import BenchmarkResult
 
-FIELDS = ("variant", "benchmark", "judge", "metric", "value", "standard_error", "better", "seed")
 MAIN = ("core", "geometry")
 """Benchmarks whose headlines are in the main table."""
 
@@ -54,13 +50,15 @@ class BenchmarkTable:
     needs: str
     basis: str
     columns: tuple[Column, ...]
-    rows: dict[str, list[Cell]]
-    """By variant, a cell for each column."""
+    rows: dict[str, list[Cell | None]]
+    """By treatment, a cell for each column; None where it has no such metric."""
+    not_measured: list[str]
+    """Variants that could not be measured, with the reason."""
     remarks: list[str]
 
 
 def headline_columns(inputs: ReportInputs) -> list[Column]:
-    """The first headline that all variants have, of every benchmark that is not in the main table, and its floor."""
+    """The first headline that any variant has, of every benchmark that is not in the main table, and its floor."""
     columns = []
     for name, results in inputs.results.items():
         entry = BENCHMARKS[name]
@@ -74,8 +72,8 @@ def headline_columns(inputs: ReportInputs) -> list[Column]:
 
 
 def has(results: Mapping[str, BenchmarkResult], metric: str) -> bool:
-    """Whether all variants have the metric."""
-    return all(metric in result.metrics for result in results.values())
+    """Whether any variant has the metric."""
+    return any(metric in result.metrics for result in results.values())
 
 
 def judge_of(results: Mapping[str, BenchmarkResult]) -> str:
@@ -89,40 +87,20 @@ def named(benchmark: str, judge: str) -> str:
     return f"{benchmark} ({judge})" if judge else benchmark
 
 
-def benchmark_tables(
-    inputs: ReportInputs, estimates: Mapping[str, Mapping[str, Estimate]], reference: Mapping[str, str | None]
-) -> list[BenchmarkTable]:
+def benchmark_tables(inputs: ReportInputs, comparisons: Comparisons) -> list[BenchmarkTable]:
     """A table for every benchmark that was run, in the order of the registry."""
-    return [_table(BENCHMARKS[name], results, estimates, reference) for name, results in inputs.results.items()]
+    return [_table(BENCHMARKS[name], results, comparisons) for name, results in inputs.results.items()]
 
 
-def cells(
-    columns: list[Column] | tuple[Column, ...],
-    name: str,
-    estimates: Mapping[str, Mapping[str, Estimate]],
-    reference: Mapping[str, str | None],
-) -> list[Cell]:
-    """The cells of one variant, compared with the variant that is its reference."""
-    other = reference[name]
-    row = []
-    for column in columns:
-        value = estimates[name][column.key]
-        if other in (None, name):
-            row.append(Cell(value.value, value.standard_error, None, "baseline"))
-            continue
-        base = estimates[str(other)][column.key]
-        row.append(
-            Cell(value.value, value.standard_error, value.value - base.value, verdict(column.better, value, base))
-        )
-    return row
+def rows(
+    columns: Sequence[Column], comparisons: Comparisons, *, all_of_them: bool = False
+) -> dict[str, list[Cell | None]]:
+    """A row of cells for each treatment that has any of the columns, or for all of them."""
+    found = {name: [cell(comparisons, name, column.key) for column in columns] for name in comparisons.groups}
+    return {name: cells for name, cells in found.items() if all_of_them or any(item is not None for item in cells)}
 
 
-def _table(
-    benchmark: Benchmark,
-    results: Mapping[str, BenchmarkResult],
-    estimates: Mapping[str, Mapping[str, Estimate]],
-    reference: Mapping[str, str | None],
-) -> BenchmarkTable:
+def _table(benchmark: Benchmark, results: Mapping[str, BenchmarkResult], comparisons: Comparisons) -> BenchmarkTable:
     columns = tuple(
         Column(benchmark.name, metric, better) for metric, better in benchmark.metrics.items() if has(results, metric)
     )
@@ -132,9 +110,19 @@ def _table(
         needs=", ".join(text for need, text in NEEDS.items() if need in benchmark.needs),
         basis=basis(results),
         columns=columns,
-        rows={name: cells(columns, name, estimates, reference) for name in results},
+        rows=rows(columns, comparisons),
+        not_measured=not_measured(results),
         remarks=remarks(results),
     )
+
+
+def not_measured(results: Mapping[str, BenchmarkResult]) -> list[str]:
+    """Every reason why SAEs could not be measured, with their names."""
+    about: dict[str, list[str]] = {}
+    for variant, result in results.items():
+        if result.not_measured is not None:
+            about.setdefault(result.not_measured, []).append(variant)
+    return [f"{', '.join(names)}: not measured. {why}" for why, names in about.items()]
 
 
 def basis(results: Mapping[str, BenchmarkResult]) -> str:
@@ -157,31 +145,3 @@ def remarks(results: Mapping[str, BenchmarkResult]) -> list[str]:
         for remark in result.remarks:
             about.setdefault(remark, []).append(variant)
     return [f"{', '.join(names)}: {remark}" for remark, names in about.items()]
-
-
-def numbers(inputs: ReportInputs) -> list[dict[str, Any]]:
-    """Every metric of every variant: a record each, for reports/metrics.csv and metrics.json."""
-    return [
-        {
-            "variant": variant,
-            "benchmark": name,
-            "judge": judge_of({variant: result}),
-            "metric": metric,
-            "value": value,
-            "standard_error": result.standard_errors.get(metric),
-            "better": BENCHMARKS[name].metrics[metric],
-            "seed": inputs.cards[variant].seed,
-        }
-        for name, results in inputs.results.items()
-        for variant, result in results.items()
-        for metric, value in result.metrics.items()
-    ]
-
-
-def as_csv(records: list[dict[str, Any]]) -> str:
-    """The records as CSV, floats in full."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in record.items()} for record in records)
-    return text.getvalue()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from evaluate.compare.frontiers import frontiers
 from evaluate.compare.seeds import seed_groups
 from evaluate.compare.treatments import MOST_SHOWN, families
 from evaluate.report.findings import number
@@ -76,7 +77,7 @@ def _trade_off(inputs: ReportInputs) -> tuple[Figure, Figure]:
 def _against_l0(inputs: ReportInputs, key: str, label: str, caption: str) -> Figure:
     metrics = inputs.metrics()
     title, description = f"{label[0].upper()}{label[1:]} against L0", f"{label} against L0 for {', '.join(metrics)}"
-    if len(metrics) <= MOST_SHOWN:
+    if len(metrics) <= MOST_SHOWN and not frontiers(inputs.cards):
         dots = {name: (values["core/l0"], values[key]) for name, values in metrics.items()}
         drawn = scatter(dots, x_label="L0", y_label=label, description=description)
         return Figure(title, caption, Markup(drawn))

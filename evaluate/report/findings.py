@@ -1,14 +1,10 @@
 """The sentences of the report: what happened, in words, from the metrics. Pure functions."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluate.compare.matched_l0 import MATCHED_L0_WITHIN, differing_sparsity
-from evaluate.compare.seeds import SeedGroup
-from evaluate.compare.treatments import BASELINE
-from evaluate.compare.uncertainty import Estimate, leaders
 from evaluate.report.metrics import best
 
 DEAD_L0 = 0.01  # fewer active latents per row than this: the SAE outputs its bias
@@ -65,31 +61,12 @@ def diverged_finding(diverged: Mapping[str, int]) -> Finding | None:
     )
 
 
-def dead_latents_finding(num_dead: Mapping[str, int], d_sae: Mapping[str, int]) -> Finding:
-    """Dead latents of all variants in one sentence."""
+def dead_latents_finding(num_dead: Mapping[str, float], d_sae: Mapping[str, int]) -> Finding:
+    """Dead latents of all treatments in one sentence, the mean over seeds of each."""
     if not any(num_dead.values()):
         return Finding("result", "No variant has latents that never fire on the held-out rows.")
-    parts = [f"{name} {count} of {d_sae[name]}" for name, count in num_dead.items() if count]
-    return Finding("result", f"Latents that never fire on the held-out rows: {listed(parts)}.")
-
-
-def sparsity_finding(l0: Mapping[str, float], reference: Mapping[str, str | None]) -> Finding:
-    """Whether the comparison with the baseline is at matched sparsity."""
-    base = number(l0[BASELINE])
-    differing = differing_sparsity(l0, reference)
-    if not differing:
-        return Finding(
-            "result",
-            f"L0 of every variant is within {MATCHED_L0_WITHIN:.0%} of the baseline's ({base}): the comparisons are at "
-            "matched sparsity.",
-        )
-    parts = [f"{name} ({number(l0[name])}, {relative:+.0%})" for name, relative in differing.items()]
-    return Finding(
-        "warning",
-        f"L0 differs from the baseline's ({base}) by more than {MATCHED_L0_WITHIN:.0%} in {listed(parts)}: comparisons "
-        "with the baseline are not at matched sparsity there. A better or worse reconstruction may come from the "
-        "sparsity and not from the penalty.",
-    )
+    parts = [f"{name} {number(count)} of {d_sae[name]}" for name, count in num_dead.items() if count]
+    return Finding("result", f"Latents that never fire on the held-out rows, mean over seeds: {listed(parts)}.")
 
 
 def baseline_sparsity_finding(l0: float, *, outliers: bool = False) -> Finding | None:
@@ -110,40 +87,6 @@ def baseline_sparsity_finding(l0: float, *, outliers: bool = False) -> Finding |
     )
 
 
-def reconstruction_finding(metrics: Mapping[str, Mapping[str, float]], treatments: Mapping[str, Estimate]) -> Finding:
-    """Which treatment is best on the language model's loss, where one is; with the losses behind the score.
-
-    Args:
-        metrics: by variant.
-        treatments: CE recovered of each treatment (mean over its seeds), by the first of its variants.
-    """
-    first, *level = leaders(treatments, "higher")
-    top = metrics[first]
-    losses = (
-        f"cross-entropy {top['core/ce_loss_with_sae']:.4f} with the SAE, {top['core/ce_loss_without_sae']:.4f} "
-        f"without, {top['core/ce_loss_with_ablation']:.4f} with the activation set to zero"
-    )
-    if level:
-        others = listed([f"{name} {with_error(treatments[name])}" for name in level])
-        return Finding(
-            "result",
-            f"No variant is best on CE recovered for sure: {first} has {with_error(treatments[first])} ({losses}), and "
-            f"{others} {'is' if len(level) == 1 else 'are'} within the uncertainty of the difference.",
-        )
-    text = f"Best on CE recovered: {first}, {with_error(treatments[first])} ({losses})."
-    if BASELINE in treatments and first != BASELINE:
-        base = treatments[BASELINE].value  # the mean over its seeds, as that of the best
-        text += f" The baseline has {base:.4f}, {treatments[first].value - base:.4f} less, at an L0 of "
-        text += f"{number(metrics[BASELINE]['core/l0'])} against {number(top['core/l0'])}."
-    return Finding("result", text)
-
-
-def with_error(value: Estimate) -> str:
-    """A score with its standard error, where that is known."""
-    error = "" if value.standard_error is None else f" +- {value.standard_error:.4f}"
-    return f"{value.value:.4f}{error}"
-
-
 def loss_gap_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding | None:
     """Warns when the language model hardly needs the activation, so that CE recovered divides by next to nothing."""
     values = next(iter(metrics.values()))
@@ -158,7 +101,7 @@ def loss_gap_finding(metrics: Mapping[str, Mapping[str, float]]) -> Finding | No
 
 
 def trade_finding(metrics: Mapping[str, Mapping[str, float]], reference: Mapping[str, str | None]) -> Finding | None:
-    """The variant with the most separate latents, and what that cost against its baseline."""
+    """The treatment with the most separate latents, and what that cost against its baseline, in means over seeds."""
     name = best("geometry/mean_max_cosine", metrics)[0]
     other = reference[name]
     if other is None:
@@ -178,8 +121,13 @@ def trade_finding(metrics: Mapping[str, Mapping[str, float]], reference: Mapping
     )
 
 
-def geometry_finding(metrics: Mapping[str, Mapping[str, float]], max_cosines: Mapping[str, Sequence[float]]) -> Finding:
-    """P of every variant against its lower bound, and near-duplicates that P does not see."""
+def geometry_finding(metrics: Mapping[str, Mapping[str, float]], duplicates: Mapping[str, float]) -> Finding:
+    """P of every treatment against its lower bound, and near-duplicates that P does not see.
+
+    Args:
+        metrics: means over seeds.
+        duplicates: latents with another one at a cosine above `NEAR_DUPLICATE_COSINE`, mean over seeds.
+    """
     parts = [f"{name} {number(values['geometry/penalty'])}" for name, values in metrics.items()]
     bounds = sorted({values["geometry/lower_bound"] for values in metrics.values()})
     text = f"P ended at {listed(parts)}; its lower bound is {listed([number(bound) for bound in bounds])}"
@@ -187,9 +135,8 @@ def geometry_finding(metrics: Mapping[str, Mapping[str, float]], max_cosines: Ma
     reached = [name for name, values in metrics.items() if at_bound(values)]
     if reached:
         text += f" {listed(reached)} {'is' if len(reached) == 1 else 'are'} within {AT_BOUND_WITHIN:.0%} of the bound."
-    duplicates = {name: sum(value > NEAR_DUPLICATE_COSINE for value in max_cosines[name]) for name in metrics}
     if any(duplicates.values()):
-        counts = listed([f"{name} {count}" for name, count in duplicates.items() if count])
+        counts = listed([f"{name} {number(count)}" for name, count in duplicates.items() if count])
         text += f" Latents with a near-duplicate (cosine above {NEAR_DUPLICATE_COSINE}): {counts}."
         hidden = [name for name in reached if duplicates[name]]
         if hidden:
@@ -203,23 +150,6 @@ def at_bound(values: Mapping[str, float]) -> bool:
     """Whether P exceeds its lower bound, where that is not 0, by less than `AT_BOUND_WITHIN` of it."""
     bound = values["geometry/lower_bound"]
     return bound > 0 and values["geometry/excess"] <= AT_BOUND_WITHIN * bound
-
-
-def seeds_finding(groups: Iterable[SeedGroup]) -> Finding:
-    """Says what can be concluded from the number of seeds."""
-    groups = list(groups)
-    num_seeds = max(len(group.seeds) for group in groups)
-    if num_seeds == 1:
-        return Finding(
-            "note",
-            "One seed was trained per variant, so no metric here has a spread: a small difference may be chance. Train "
-            "several seeds before drawing conclusions from it.",
-        )
-    single = [name for group in groups if len(group.seeds) == 1 for name in group.variants]
-    text = f"Up to {num_seeds} seeds were trained per variant; the table over seeds gives means and their spread."
-    if single:
-        text += f" {listed(single)} {'has' if len(single) == 1 else 'have'} one seed and no spread."
-    return Finding("note", text)
 
 
 def identical_finding(weights_sha256: Mapping[str, str]) -> Finding | None:

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluate.benchmarks.benchmark import NotRun
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.config import settings_of
 from evaluate.dependencies import diverged_at, fitting_card, held_out_tokens, result_inputs
+from evaluate.jackknife import from_arrays
 from evaluate.references import Reference, read_references
-from evaluate.results import BenchmarkResult, read_not_run, read_result, result_path, switched_off
+from evaluate.results import BenchmarkResult, read_arrays, read_not_run, read_result, result_path, switched_off
 from store.cache.manifest import Manifest, load_manifest
 from store.errors import StoreError
 from store.files.local import LocalFiles
@@ -36,6 +39,8 @@ class ReportInputs:
     """W_dec (F, d)."""
     results: dict[str, dict[str, BenchmarkResult]]
     """By benchmark, then by variant; benchmarks that were not run are missing."""
+    without_one: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    """By variant, under `<benchmark>/<metric>`: the metric without each sequence or task, where that is kept."""
     not_run: dict[str, NotRun] = field(default_factory=dict)
     """Benchmarks that are switched off or cannot run here, with the reason and what to do."""
     diverged: dict[str, int] = field(default_factory=dict)
@@ -57,6 +62,7 @@ class ReportInputs:
             logs=some(self.logs),
             decoders=some(self.decoders),
             results={benchmark: some(results) for benchmark, results in self.results.items()},
+            without_one={name: self.without_one.get(name, {}) for name in variants},
             not_run=self.not_run,
             diverged=self.diverged,
             references=self.references,
@@ -129,6 +135,7 @@ def gather(
         logs=logs,
         decoders=decoders,
         results=results,
+        without_one={name: _without_one(results_folder, results, name) for name in cards},
         not_run=not_run,
         diverged=diverged,
         references=read_references(references),
@@ -178,6 +185,18 @@ def _results(
             "Run dvc repro (or dvc pull results, after a partial pull); no report was written"
         )
     return results
+
+
+def _without_one(
+    results_folder: Path, results: Mapping[str, Mapping[str, BenchmarkResult]], variant: str
+) -> dict[str, NDArray[np.float64]]:
+    """The metrics of one variant without each unit of the test material; a DamagedFile where a file was changed."""
+    return {
+        f"{benchmark}/{metric}": values
+        for benchmark, by_variant in results.items()
+        if BENCHMARKS[benchmark].units and by_variant[variant].arrays_sha256 is not None
+        for metric, values in from_arrays(read_arrays(results_folder / benchmark, by_variant[variant])).items()
+    }
 
 
 def _mismatches(

@@ -2,16 +2,10 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from evaluate.benchmarks.benchmark import Better
 from evaluate.benchmarks.registry import BENCHMARKS
-from evaluate.compare.uncertainty import Estimate, differs
-
-SAME_WITHIN = 0.01
-"""Of the baseline's value: where nothing is known about the error of a metric, smaller differences are called none."""
-
-Verdict = Literal["baseline", "better", "worse", "same", "neutral"]
+from evaluate.compare.comparisons import Comparison, Comparisons, Verdict
 
 
 @dataclass(frozen=True)
@@ -68,13 +62,34 @@ METRICS: tuple[Metric, ...] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One value and how it compares."""
+    """What a treatment has on one metric, and how that compares."""
 
     value: float
-    standard_error: float | None
-    difference: float | None
-    """Minus the baseline's; None for the baseline itself."""
-    verdict: Verdict
+    """The mean over its seeds."""
+    deviation: float | None
+    """Sample standard deviation over seeds; None of one seed."""
+    comparison: Comparison | None
+    """With its baseline; None for a baseline, or where no SAE of the same seed has the metric."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """How it compares."""
+        return "baseline" if self.comparison is None else self.comparison.verdict
+
+    @property
+    def difference(self) -> float | None:
+        """Minus the baseline's, over the seeds that both have."""
+        return None if self.comparison is None else self.comparison.difference.value
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval around the difference."""
+        return None if self.comparison is None else self.comparison.difference.half_width()
+
+    @property
+    def p_value(self) -> float | None:
+        """Corrected for the number of comparisons."""
+        return None if self.comparison is None else self.comparison.p_corrected
 
 
 def columns(benchmarks: Collection[str]) -> tuple[Metric, ...]:
@@ -82,37 +97,12 @@ def columns(benchmarks: Collection[str]) -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS if metric.key.split("/")[0] in benchmarks)
 
 
-def table_row(
-    metrics: Mapping[str, Estimate], baseline: Mapping[str, Estimate] | None, shown: Collection[Metric]
-) -> dict[str, Cell]:
-    """The cells of one variant. `baseline` None marks the baseline itself, or that there is none to compare with."""
-    cells = {}
-    for metric in shown:
-        value = metrics[metric.key]
-        if baseline is None:
-            cells[metric.key] = Cell(value.value, value.standard_error, None, "baseline")
-            continue
-        other = baseline[metric.key]
-        cells[metric.key] = Cell(
-            value.value, value.standard_error, value.value - other.value, verdict(metric.better, value, other)
-        )
-    return cells
-
-
-def verdict(better: Better, value: Estimate, reference: Estimate) -> Verdict:
-    """Better or worse where the difference exceeds its uncertainty, else the same; neutral where neither is better.
-
-    Where nothing is known about the uncertainty, it is taken to be `SAME_WITHIN` of the reference.
-    """
-    if better == "neither":
-        return "neutral"
-    difference = value.value - reference.value
-    sure = differs(value, reference)
-    if sure is None:
-        sure = abs(difference) > SAME_WITHIN * abs(reference.value)
-    if not sure:
-        return "same"
-    return "better" if (difference > 0) == (better == "higher") else "worse"
+def cell(comparisons: Comparisons, treatment: str, metric: str) -> Cell | None:
+    """One cell; None where no SAE of the treatment has the metric."""
+    spread = comparisons.groups[treatment].spreads.get(metric)
+    if spread is None:
+        return None
+    return Cell(spread.mean, spread.deviation, comparisons.of(treatment, metric))
 
 
 def best(metric: str, metrics: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -4,33 +4,38 @@ The same inputs give the same bytes: no time, no host, no path of this machine.
 """
 
 import json
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluate.benchmarks.registry import BENCHMARKS
-from evaluate.compare.seeds import seed_groups
+from evaluate.compare.comparisons import HEADLINES, Comparisons, compare, headline_metrics
+from evaluate.compare.cost import cost
+from evaluate.compare.frontiers import FrontierDifference, compare_frontiers
+from evaluate.compare.kinds import kinds_compared
 from evaluate.compare.shared_latents import chance_best_match, shared_latents
-from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, shared_and_own, shown_in_full
-from evaluate.compare.uncertainty import SURE, Estimate, estimates_of_variants
-from evaluate.report.benchmark_tables import as_csv, benchmark_tables, cells, headline_columns, numbers
+from evaluate.compare.stability import chance, stability
+from evaluate.compare.treatments import BASELINE, MOST_SHOWN, all_settings, shared_and_own, shown_in_full
+from evaluate.report.benchmark_tables import benchmark_tables, headline_columns, rows
+from evaluate.report.facts import data_facts, flat, settings_table, training_facts
 from evaluate.report.figures import all_figures
 from evaluate.report.findings import listed
 from evaluate.report.inputs import ReportInputs, gather
+from evaluate.report.kinds_table import kinds_table
 from evaluate.report.latents import page as latents_page
 from evaluate.report.latents.view import views
-from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
+from evaluate.report.metrics import cell, columns
+from evaluate.report.numbers import as_csv, numbers
 from evaluate.report.references import reference_tables
+from evaluate.report.spelling import markdown_text, paired, significant, with_digits
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
+from evaluate.report.verdict import statements
 from store.atomic import write_bytes
-from store.cache.norm_summary import norm_summary
-from store.cache.text_account import TextAccount, account_lines
 from store.files.open import Place
-from store.record import Record, plain
+from store.record import Record
 
 _FOLDER = Path(__file__).parent / "templates"
 _KEY_METRICS = (
@@ -71,12 +76,15 @@ def run(
         references=references,
     )
     latents = views(inputs, results_folder)
-    data = page_data(inputs)
+    comparisons = compare(
+        inputs.cards, inputs.metrics(), errors=inputs.standard_errors(), without_one=inputs.without_one
+    )
+    data = page_data(inputs, comparisons)
     page = render("page.html.j2", data)
     summary = render("summary.md.j2", data)
     write_bytes(output / "report.html", page.encode())
     write_bytes(output / "report.md", summary.encode())
-    records = numbers(inputs)
+    records = numbers(inputs, comparisons)
     write_bytes(output / "metrics.csv", as_csv(records).encode())
     write_bytes(output / "metrics.json", (json.dumps(records, indent=1) + "\n").encode())
     if latents:
@@ -98,59 +106,63 @@ def render(template: str, data: Mapping[str, Any]) -> str:
     )
     environment.filters["md"] = markdown_text
     environment.filters["digits"] = with_digits
-    environment.filters["signed"] = lambda value, digits: with_digits(value, digits, sign="+")
+    environment.filters["paired"] = paired
     environment.filters["figures"] = significant
-    environment.filters["signed_figures"] = lambda value: significant(value, sign="+")
     return environment.get_template(template).render(data)
 
 
-def markdown_text(value: object) -> str:
-    """`value` as literal text inside a Markdown paragraph or table cell."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(str(value).split()))
-
-
-def significant(value: float, digits: int = 4, sign: str = "") -> str:
-    """A number with so many significant digits; a large one whole, with separators."""
-    if abs(value) >= 10.0**digits:
-        return f"{value:{sign},.0f}"
-    return f"{value:{sign}.{digits}g}"
-
-
-def with_digits(value: float, digits: int, sign: str = "") -> str:
-    """A number with `digits` after the point; a small one keeps two significant digits, a large one gets separators."""
-    if value and abs(value) < 0.5 * 10.0**-digits:
-        return f"{value:{sign}.1e}"
-    return f"{value:{sign},.{digits}f}"
-
-
-def page_data(inputs: ReportInputs) -> dict[str, Any]:
+def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
     """The variables of the templates."""
     metrics = inputs.metrics()
     cards = inputs.cards
-    reference = {name: baseline_of(name, cards) for name in cards}
     first = next(iter(cards.values()))
-    groups = seed_groups(cards, metrics)
-    estimates = estimates_of_variants(groups, metrics, inputs.standard_errors())
+    present = {key for values in metrics.values() for key in values}
+    kinds = kinds_compared(
+        comparisons, cards, metrics, errors=inputs.standard_errors(), without_one=inputs.without_one,
+        shown=[key for key in headline_metrics() if key in present],
+    )  # fmt: skip
     shown_metrics, headlines = columns(inputs.results), headline_columns(inputs)
     shown = shown_in_full(cards)
     common, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
+    several = any(len(group.seeds) > 1 for group in comparisons.groups.values())
     return {
         "question": QUESTION,
         "lead": lead(inputs),
-        "key_numbers": key_numbers(inputs),
+        "key_numbers": key_numbers(inputs, comparisons),
         "style": (_FOLDER / "page.css").read_text(),
         "first": first,
-        "findings": findings(inputs),
+        "verdict": statements(comparisons, kinds, cards, comparisons.means()),
+        "findings": findings(inputs, comparisons),
         "metrics": shown_metrics,
         "headlines": headlines,
-        "headline_rows": {name: cells(headlines, name, estimates, reference) for name in cards},
-        "tables": benchmark_tables(inputs, estimates, reference),
-        "same_within": f"{SAME_WITHIN:.0%}",
-        "sure": f"{SURE:g}",
-        "rows": [_row(index, name, estimates, reference[name], shown_metrics) for index, name in enumerate(cards)],
-        "seed_groups": groups if any(len(group.seeds) > 1 for group in groups) else [],
+        "headline_rows": rows(headlines, comparisons, all_of_them=True),
+        "tables": benchmark_tables(inputs, comparisons),
+        "num_headline_comparisons": len(comparisons.family(HEADLINES)),
+        "kinds": kinds_table(kinds),
+        "rows": [
+            {
+                "name": name,
+                "colour": series_class(shown.index(name) if name in shown else index),  # as in the figures
+                "reference": comparisons.baseline[name],
+                "seeds": group.seeds,
+                "cost": cost(cards[name]),
+                "cells": {metric.key: cell(comparisons, name, metric.key) for metric in shown_metrics},
+            }
+            for index, (name, group) in enumerate(comparisons.groups.items())
+        ],
+        "each": metrics if several else {},
+        "errors": inputs.standard_errors(),
+        "several_seeds": several,
         "shown": "" if len(shown) == len(cards) else listed(shown),
         "figure_groups": all_figures(inputs, shown),
+        "stability": stability(
+            comparisons,
+            {name: card.seed for name, card in cards.items()},
+            inputs.decoders,
+            list(comparisons.groups)[:MOST_SHOWN],
+        ),
+        "chance": chance(first.d_sae, first.d_model) if several else None,
+        "frontiers": frontier_rows(inputs),
         "shared_latents": shared_latents({name: inputs.decoders[name] for name in shown}),
         "chance_match": chance_best_match(first.d_sae, first.d_model),
         "settings": settings_table(own),
@@ -169,6 +181,20 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
+def frontier_rows(inputs: ReportInputs) -> dict[str, list[FrontierDifference]]:
+    """By family, explained variance and CE recovered minus the baseline's at the same L0s; nothing without sweeps."""
+    if "core" not in inputs.results:
+        return {}
+    found = compare_frontiers(
+        inputs.cards, inputs.metrics(), without_one=inputs.without_one,
+        shown=("core/explained_variance", "core/ce_loss_score"),
+    )  # fmt: skip
+    rows: dict[str, list[FrontierDifference]] = {}
+    for item in found:
+        rows.setdefault(item.family, []).append(item)
+    return rows
+
+
 def lead(inputs: ReportInputs) -> str:
     """One sentence that says what the page is about."""
     spec = inputs.manifest.spec
@@ -184,130 +210,18 @@ def lead(inputs: ReportInputs) -> str:
     )
 
 
-def key_numbers(inputs: ReportInputs) -> list[tuple[str, str]]:
+def key_numbers(inputs: ReportInputs, comparisons: Comparisons) -> list[tuple[str, str]]:
     """The few numbers under the title."""
-    metrics = inputs.metrics()
-    name = BASELINE if BASELINE in metrics else next(iter(metrics))
+    means = comparisons.means()
+    name = BASELINE if BASELINE in means else next(iter(means))
     cards = inputs.cards.values()
     return [
-        ("Variants", str(len(metrics))),
+        ("Treatments", str(len(means))),
         ("Seeds", str(len({card.seed for card in cards}))),
         ("Rows trained on", f"{max(card.num_training_rows for card in cards):,}"),
         *(
-            (f"{name}: {label}", f"{metrics[name][key]:.{digits}f}")
+            (f"{name}: {label}", f"{means[name][key]:.{digits}f}")
             for key, label, digits in _KEY_METRICS
-            if key in metrics[name]
+            if key in means[name]
         ),
     ]
-
-
-def _row(
-    index: int,
-    name: str,
-    estimates: Mapping[str, Mapping[str, Estimate]],
-    other: str | None,
-    shown: Collection[Metric],
-) -> dict[str, Any]:
-    row = table_row(estimates[name], None if other in (None, name) else estimates[str(other)], shown)
-    return {"name": name, "colour": series_class(index), "reference": other, "cells": row}
-
-
-def in_words(value: object) -> str:
-    """A JSON value as people write it: lists with commas, records as `key: value`."""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {in_words(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(in_words, value))
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
-
-
-def settings_table(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns and rows of the settings of variants; a setting that no variant has is left out."""
-    flattened = {name: flat(values) for name, values in settings.items()}
-    given = [key for values in flattened.values() for key, value in values.items() if value is not None]
-    columns = sorted(dict.fromkeys(given), key=_setting_order)
-    return {
-        "columns": columns,
-        "rows": {name: [values.get(column) for column in columns] for name, values in flattened.items()},
-    }
-
-
-def _setting_order(name: str) -> tuple[int, str]:
-    """Lambda comes first: kind, value, start, end."""
-    known = ["lambda.kind", "lambda.value", "lambda.start", "lambda.end"]
-    return (known.index(name) if name in known else len(known) + (not name.startswith("lambda.")), name)
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys: {"lambda": {"kind": "fixed"}} becomes {"lambda.kind": "fixed"}."""
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            result |= flat(item, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = item
-    return result
-
-
-def training_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
-    """What the training of all variants had in common."""
-    cards = list(inputs.cards.values())
-
-    def all_of(values: list[str]) -> str:
-        return ", ".join(dict.fromkeys(values))
-
-    return [
-        (
-            "Architecture",
-            all_of([f"{card.architecture}, {card.d_model} channels to {card.d_sae} latents" for card in cards]),
-        ),
-        ("Steps", all_of([f"{card.num_steps:,}" for card in cards])),
-        ("Rows seen", all_of([f"{card.num_training_rows:,}" for card in cards])),
-        ("Activation scale", all_of([f"{card.scale:.6g} (folded back into the weights)" for card in cards])),
-        ("Seeds", all_of([str(card.seed) for card in cards])),
-    ]
-
-
-def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
-    """The activation cache: what it holds and what it was made from."""
-    manifest = inputs.manifest
-    spec = manifest.spec
-    raw = manifest.raw_nbytes() * len(spec.hooks)
-    stored = sum(map(manifest.stored_nbytes, spec.hooks))
-    return [
-        ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
-        ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
-        ("Hooks", ", ".join(spec.hooks)),
-        (
-            "Rows per hook",
-            f"{manifest.num_rows:,} of {spec.model.d_model} channels for training, "
-            f"{manifest.split_rows('held_out'):,} held out",
-        ),
-        *(
-            (f"Norms of rows at {hook}", str(found))
-            for hook in spec.hooks
-            if (found := norm_summary(manifest.moments[hook])) is not None
-        ),
-        ("Windows of text", f"{manifest.num_sequences:,}"),
-        ("Context length", f"{spec.context_length} tokens"),
-        ("Windows begin with", "BOS" if spec.first_token == "bos" else "text, without BOS"),
-        ("Positions left out", ", ".join(spec.excluded_positions) or "none"),
-        ("Held out", f"{manifest.num_held_out_sequences:,} windows of documents that training never saw"),
-        ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
-        ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
-        ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
-        *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
-        *_text_facts(manifest.text_account),
-        *(("Harvested", line) for line in (inputs.harvest_log.lines() if inputs.harvest_log else ())),
-        ("Cache digest", manifest.digest),
-    ]
-
-
-def _text_facts(account: TextAccount | None) -> list[tuple[str, str]]:
-    """What became of the text, where the cache says it."""
-    lines = [] if account is None else account_lines(account)
-    return [("Text read", line.strip()) for line in lines]

@@ -1,12 +1,13 @@
 """Chooses and orders the sentences of the report."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
-from evaluate.compare.seeds import seed_groups
-from evaluate.compare.treatments import BASELINE, all_settings, baseline_of, digest_without_treatment
-from evaluate.compare.uncertainty import estimate
+from evaluate.compare.comparisons import Comparisons
+from evaluate.compare.treatments import BASELINE, all_settings, digest_without_treatment
 from evaluate.report.benchmark_tables import remarks
 from evaluate.report.findings import (
+    NEAR_DUPLICATE_COSINE,
     Finding,
     baseline_sparsity_finding,
     dead_finding,
@@ -16,9 +17,6 @@ from evaluate.report.findings import (
     identical_finding,
     listed,
     loss_gap_finding,
-    reconstruction_finding,
-    seeds_finding,
-    sparsity_finding,
     trade_finding,
 )
 from evaluate.report.inputs import ReportInputs
@@ -39,22 +37,29 @@ FEW_LEARNED = 4
 """Up to so many learned lambdas have a sentence of their own."""
 
 
-def findings(inputs: ReportInputs) -> list[Finding]:
-    """All sentences: first what limits the rest, then what was found, then what is not known."""
-    metrics, cards = inputs.metrics(), inputs.cards
-    reference = {name: baseline_of(name, cards) for name in cards}
+def findings(inputs: ReportInputs, comparisons: Comparisons) -> list[Finding]:
+    """All sentences but the verdict: first what limits the rest, then what was found, then what is not known."""
+    cards, means = inputs.cards, comparisons.means()
     has_core, has_geometry = "core" in inputs.results, "geometry" in inputs.results
     found = [diverged_finding(inputs.diverged)]
     if has_core:
-        found += core_findings(inputs, reference)
+        found += core_findings(inputs, means)
     if has_core and has_geometry:
-        found.append(trade_finding(metrics, reference))
+        found.append(trade_finding(means, comparisons.baseline))
     if BASELINE not in cards:
         why = "The baseline diverged" if BASELINE in inputs.diverged else "No variant is named baseline"
         found.append(Finding("warning", f"{why}, so no variant is compared with an SAE without penalty."))
+    found.append(unpaired_finding(comparisons))
     if has_geometry:
         results = inputs.results["geometry"]
-        found.append(geometry_finding(metrics, {name: results[name].detail_numbers("max_cosine") for name in results}))
+        duplicates = {
+            name: fmean(
+                sum(value > NEAR_DUPLICATE_COSINE for value in results[variant].detail_numbers("max_cosine"))
+                for variant in group.variants
+            )
+            for name, group in comparisons.groups.items()
+        }
+        found.append(geometry_finding(means, duplicates))
     found += [
         *learned_findings(inputs),
         others_finding(cards),
@@ -62,37 +67,44 @@ def findings(inputs: ReportInputs) -> list[Finding]:
         identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
         *remark_findings(inputs),
         *reference_findings(inputs.references),
-        seeds_finding(seed_groups(cards, metrics)),
         not_run_finding(inputs),
     ]
     return [finding for finding in found if finding is not None]
 
 
-def core_findings(inputs: ReportInputs, reference: Mapping[str, str | None]) -> list[Finding | None]:
-    """What `core` measured."""
+def core_findings(inputs: ReportInputs, means: Mapping[str, Mapping[str, float]]) -> list[Finding | None]:
+    """What `core` measured. `means` are over seeds, by treatment."""
     metrics, cards = inputs.metrics(), inputs.cards
-    l0 = {name: values["core/l0"] for name, values in metrics.items()}
     # All variants were judged on the same rows.
     outliers = outliers_in(next(iter(inputs.results["core"].values())))
     if all(card.norm_limit is not None for card in cards.values()):
         outliers = None  # the figures leave them out
-    errors = inputs.standard_errors()
-    treatments = {
-        group.variants[0]: estimate(group, "core/ce_loss_score", errors) for group in seed_groups(cards, metrics)
-    }
     found = [outliers_finding(outliers), limit_finding(cards, metrics)]
     found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
-    found += [loss_gap_finding(metrics), reconstruction_finding(metrics, treatments)]
-    if BASELINE in cards:
-        found.append(sparsity_finding(l0, reference))
-        found.append(baseline_sparsity_finding(l0[BASELINE], outliers=outliers is not None))
+    found.append(loss_gap_finding(metrics))
+    if BASELINE in means:
+        found.append(baseline_sparsity_finding(means[BASELINE]["core/l0"], outliers=outliers is not None))
     found.append(
         dead_latents_finding(
-            {name: int(values["core/num_dead_latents"]) for name, values in metrics.items()},
+            {name: values["core/num_dead_latents"] for name, values in means.items()},
             {name: card.d_sae for name, card in cards.items()},
         )
     )
     return found
+
+
+def unpaired_finding(comparisons: Comparisons) -> Finding | None:
+    """Names treatments that no SAE of the same seed can be compared with."""
+    names = [
+        name for name, base in comparisons.baseline.items() if base not in (None, name) and not comparisons.pairs[name]
+    ]
+    if not names:
+        return None
+    return Finding(
+        "warning",
+        f"Not compared with a baseline, because none was trained with their seeds: {listed(names)}. Differences "
+        "between seeds would be taken for those of treatments.",
+    )
 
 
 def remark_findings(inputs: ReportInputs) -> list[Finding | None]:

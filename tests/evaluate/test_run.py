@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.results import read_not_run, read_result
 from evaluate.run import run
 from evaluate.task import BenchmarkFailed
+from store.atomic import write_json
 from store.cache.norm_limit import NormLimit
 from store.errors import Busy, DamagedFile, IncompleteCache, MismatchedCache, StoreError
 from store.lease import exclusive_lock
+from store.record import digest
 from tests.evaluate.conftest import evaluate
 from tests.train.dask_cluster import ROOT, dask_cluster
 
@@ -28,6 +31,12 @@ from tests.train.dask_cluster import ROOT, dask_cluster
 def two_saes(saes: SimpleNamespace, add_sae: Callable[..., None]) -> None:
     add_sae("baseline", saes.random(1))
     add_sae("fixed-1", saes.random(2), settings={"kind": "fixed", "value": 1.0})
+
+
+def files_of(benchmark: str, *variants: str) -> list[str]:
+    """The names of the results of variants; beside one of core are its metrics without each sequence."""
+    suffixes = (".json", ".safetensors") if benchmark == "core" else (".json",)
+    return [f"{variant}{suffix}" for variant in variants for suffix in suffixes]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -40,9 +49,9 @@ def test_a_result_per_variant_is_written_and_says_what_it_depends_on(
 ) -> None:
     evaluate_all()
     for benchmark in ("core", "geometry"):
-        assert sorted(contents(study.results / benchmark)) == ["baseline.json", "fixed-1.json"]
+        assert sorted(contents(study.results / benchmark)) == files_of(benchmark, "baseline", "fixed-1")
     result = read_result(study.results / "core" / "fixed-1.json")
-    assert (result.format, result.benchmark, result.variant) == ("result/2", "core", "fixed-1")
+    assert (result.format, result.benchmark, result.variant) == ("result/3", "core", "fixed-1")
     assert result.inputs["language_model"]["weights_sha256"] == study.manifest.spec.model.weights_sha256
     assert result.metrics["num_rows"] == 65
     assert "language_model" not in read_result(study.results / "geometry" / "fixed-1.json").inputs
@@ -131,7 +140,7 @@ def test_a_renamed_variant_keeps_its_metrics_under_the_new_name(
     add_sae("fixed-one", saes.random(2), settings={"kind": "fixed", "value": 1.0})
     monkeypatch.setattr("evaluate.loaded_model.load_model", lambda *arguments, **keywords: pytest.fail("it was loaded"))
     evaluate_all("core")
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-one.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-one")
     new = read_result(study.results / "core" / "fixed-one.json")
     assert (new.variant, new.key, new.metrics) == ("fixed-one", old.key, old.metrics)
 
@@ -154,7 +163,7 @@ def test_a_failing_benchmark_stops_the_run_with_the_names_of_variant_and_benchma
     assert not (study.results / "core").exists()
     evaluate_all("core")
     assert measured == ["baseline", "fixed-1", "fixed-1"]
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-1")
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -273,19 +282,56 @@ def test_foreign_and_altered_result_files_are_named(study: SimpleNamespace, eval
     result = json.loads(path.read_text())
     path.unlink()
     path.write_text('{"format": "something/1"}')
-    with pytest.raises(StoreError, match=r'expected a benchmark result of format "result/2" in .*baseline.json'):
+    with pytest.raises(StoreError, match=r'expected a benchmark result of format "result/3" in .*baseline.json'):
         read_result(path)
-    path.write_text(json.dumps(result | {"key": "0" * 64}))
-    with pytest.raises(DamagedFile, match=r"baseline.json is not a whole result file: .*expected key to be the digest"):
+    whole = {name: value for name, value in result.items() if name != "self_sha256"}
+
+    def write_with_its_digest(**changes: object) -> None:
+        write_json(path, whole | changes | {"self_sha256": digest(whole | changes)})
+
+    write_with_its_digest(key="0" * 64)
+    with pytest.raises(StoreError, match=r"baseline.json to hold a BenchmarkResult, but .*expected key to be the dig"):
         read_result(path)
-    path.write_text(json.dumps(result | {"metrics": {}}))
-    with pytest.raises(DamagedFile, match="expected at least one metric, all finite"):
+    write_with_its_digest(metrics={})
+    with pytest.raises(StoreError, match="expected at least one metric, all finite"):
         read_result(path)
-    path.write_text(json.dumps(result | {"metrics": result["metrics"] | {"speed": 1.0}}))
+    write_with_its_digest(metrics=result["metrics"] | {"speed": 1.0})
     with pytest.raises(StoreError, match=r"metrics of geometry in .*baseline.json, but geometry/speed is unknown"):
         read_result(path)
     evaluate_all("geometry")  # none of that is reused
     assert json.loads(path.read_text()) == result
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_an_edited_number_is_refused(study: SimpleNamespace, evaluate_all: Callable[..., None]) -> None:
+    evaluate_all("geometry")
+    path = study.results / "geometry" / "baseline.json"
+    text = path.read_text()
+    edited = text.replace('"effective_rank": ', '"effective_rank": 1')
+    assert edited != text
+    path.unlink()
+    path.write_text(edited)
+    with pytest.raises(DamagedFile, match=r"baseline.json to have the digest .* its bytes changed .* evaluate again"):
+        read_result(path)
+
+
+@pytest.mark.usefixtures("two_saes")
+def test_one_sae_that_cannot_be_measured_does_not_hide_the_others(
+    study: SimpleNamespace, evaluate_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = BENCHMARKS["geometry"]
+
+    def measure(sae: EvaluatedSAE, *others: Any) -> Measurement:  # noqa: ANN401 - as the entry takes them
+        if sae.variant == "fixed-1":
+            raise NotMeasurable("It has 2 latents, and 4 are needed.", "Train it wider.")
+        return entry.measure(sae, *others)
+
+    monkeypatch.setitem(BENCHMARKS, "geometry", dataclasses.replace(entry, measure=measure))
+    evaluate_all("geometry")
+    assert read_result(study.results / "geometry" / "baseline.json").metrics["effective_rank"] > 1.0
+    without = read_result(study.results / "geometry" / "fixed-1.json")
+    assert without.metrics == {}
+    assert without.not_measured == "It has 2 latents, and 4 are needed. Train it wider."
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -312,7 +358,7 @@ def test_a_benchmark_that_cannot_run_here_says_why_and_runs_once_it_can(
         evaluate_all("core")
     assert read_not_run(study.results / "core", settings=study.config.core) == why
     evaluate_all("core")
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-1")
 
 
 @pytest.mark.usefixtures("two_saes")
@@ -353,7 +399,7 @@ def test_a_set_up_that_finds_nothing_to_be_measurable_is_recorded_and_ends_the_r
         "No letter is known.", "Take a larger language model."
     )
     evaluate_all("core")
-    assert sorted(contents(study.results / "core")) == ["baseline.json", "fixed-1.json"]
+    assert sorted(contents(study.results / "core")) == files_of("core", "baseline", "fixed-1")
 
 
 @pytest.mark.usefixtures("two_saes")

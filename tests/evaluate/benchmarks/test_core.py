@@ -310,13 +310,22 @@ def test_what_no_sae_changes_is_computed_once_and_found_again(
     add_sae("tested", saes.random(1))
     first = measure(study, "tested", context)
     monkeypatch.setattr("evaluate.upper_layers.Resumable.run", lambda *_: pytest.fail("it ran again"))
-    assert measure(study, "tested", context) == first
+    again = measure(study, "tested", context)
+    assert (again.metrics, again.standard_errors) == (first.metrics, first.standard_errors)
 
 
-def test_the_standard_errors_are_those_of_drawing_sequences_again(
+def test_the_standard_errors_come_from_leaving_each_sequence_out(
     saes: SimpleNamespace, measured: Callable[[SAEWeights], Measurement]
 ) -> None:
-    errors = measured(saes.random(5)).standard_errors
+    result = measured(saes.random(5))
+    errors = result.standard_errors
+    assert set(result.arrays) == {f"without_one/{name}" for name in errors}
+    assert result.arrays["without_one/l0"].shape == (6,)
+    assert result.arrays["without_one/ce_loss_with_sae"].shape == (8,)
+    # The mean of the values without each sequence is near that of all.
+    assert result.arrays["without_one/explained_variance"].mean() == pytest.approx(
+        result.metrics["explained_variance"], abs=0.02
+    )
     assert 0.0 < errors["explained_variance"] < 0.2
     assert 0.0 < errors["ce_loss_with_sae"] < 1.0
     # Nothing varies between sequences when every row has one and the same L0.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from sae_lens import ActivationsStore
 
-from evaluate.benchmarks.benchmark import EvaluatedSAE
+from evaluate.benchmarks.benchmark import EvaluatedSAE, NotMeasurable
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.benchmarks.mdl import BENCHMARK, MDLConfig, num_held_out_sequences, num_steps
 from evaluate.sae_bench import to_sae_bench
@@ -110,11 +110,11 @@ def test_what_was_substituted_is_there_again_afterwards(
     assert measured("mdl", CONFIG, study_context, study_sae(saes.random(1))) == first
 
 
-def test_more_kept_latents_than_there_are_is_one_message_before_any_work(
+def test_an_sae_with_fewer_latents_than_are_kept_is_not_measured(
     study_context: BenchmarkContext, study_sae: StudySAE, saes: SimpleNamespace
 ) -> None:
-    study_sae(saes.random(1))
+    sae = study_sae(saes.random(1))
     many = CONFIG.model_copy(update={"k_values": [65]})
-    with pytest.raises(ValueError, match="at most the number of latents, got 65 for tested with 64"):
-        BENCHMARK.prepare(many, study_context)
+    with pytest.raises(NotMeasurable, match="It has 64 latents, and mdl keeps 65"):
+        BENCHMARK.measure(sae, many, study_context, None)
     assert (num_held_out_sequences(CONFIG), num_steps(CONFIG)) == (4, 10 + 2 * 4)

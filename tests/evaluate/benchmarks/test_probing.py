@@ -227,3 +227,15 @@ def test_the_tasks_of_sae_probes_are_measured_in_a_bfloat16_language_model(
 def test_an_unknown_task_of_sae_probes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected binary tasks of the package sae-probes, each once, got \['moon'\]"):
         SaeProbesConfig(dataset_names=["moon"])
+
+
+def test_the_error_of_tpp_is_that_of_the_accuracies_that_each_figure_is_made_of() -> None:
+    # Two classes, 100 texts each. Of its own latents a probe falls to 0.5, of the other's to 0.8, from 0.9.
+    perturbed = {"a": {2: {"a": 0.5, "b": 0.8}}, "b": {2: {"a": 0.8, "b": 0.5}}}
+    found = tpp.sampling_variances(perturbed, {"a": 0.9, "b": 0.9}, 100)
+    own, other, clean = 0.25, 0.16, 0.09  # p (1 - p)
+    assert found == pytest.approx({
+        "tpp_threshold_2_total_metric": (own + other) * 2 / 100 / 4,
+        "tpp_threshold_2_intended_diff_only": (own + clean) * 2 / 100 / 4,
+        "tpp_threshold_2_unintended_diff_only": (other + clean) * 2 / 100 / 4,
+    })  # fmt: skip

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,9 @@ from evaluate.benchmarks.benchmark import NotRun
 from evaluate.benchmarks.registry import BENCHMARKS
 from evaluate.report.inputs import ReportInputs, gather
 from evaluate.results import write_not_run
+from store.atomic import write_json
 from store.errors import StoreError
+from store.record import digest
 
 
 @pytest.fixture
@@ -37,6 +41,13 @@ def read(
     return read
 
 
+def write_edited(path: Path, result: dict[str, Any]) -> None:
+    """A result file with other content, and its digest."""
+    path.unlink()
+    whole = {name: value for name, value in result.items() if name != "self_sha256"}
+    write_json(path, whole | {"self_sha256": digest(whole)})
+
+
 def test_two_benchmarks_may_have_a_metric_of_the_same_name(
     study: SimpleNamespace, read: Callable[[], ReportInputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,8 +56,7 @@ def test_two_benchmarks_may_have_a_metric_of_the_same_name(
         monkeypatch.setitem(BENCHMARKS, benchmark, replace(entry, metrics=(*entry.metrics, "speed")))
         path = study.results / benchmark / "baseline.json"
         result = json.loads(path.read_text())
-        path.unlink()
-        path.write_text(json.dumps(result | {"metrics": result["metrics"] | {"speed": value}}))
+        write_edited(path, result | {"metrics": result["metrics"] | {"speed": value}})
     metrics = read().metrics()["baseline"]
     assert (metrics["core/speed"], metrics["geometry/speed"]) == (1.0, 2.0)
 
@@ -57,8 +67,7 @@ def test_a_metric_that_is_missing_or_unknown_is_named_with_its_file(
     path = study.results / "core" / "baseline.json"
     result = json.loads(path.read_text())
     result["metrics"]["perplexity"] = result["metrics"].pop("l0")
-    path.unlink()
-    path.write_text(json.dumps(result))
+    write_edited(path, result)
     message = r"metrics of core in .*core/baseline.json, but core/l0 is missing, core/perplexity is unknown. Remove"
     with pytest.raises(StoreError, match=message):
         read()
@@ -68,8 +77,7 @@ def test_details_that_are_no_numbers_are_named(study: SimpleNamespace, read: Cal
     path = study.results / "geometry" / "baseline.json"
     result = json.loads(path.read_text())
     result["details"]["max_cosine"] = "high"
-    path.unlink()
-    path.write_text(json.dumps(result))
+    write_edited(path, result)
     found = read().results["geometry"]["baseline"]
     assert len(found.detail_numbers("histogram_counts")) == 40
     with pytest.raises(
@@ -99,5 +107,5 @@ def test_a_reason_for_not_running_that_an_earlier_version_wrote_is_refused_with_
     with pytest.raises(StoreError, match=r'"not-run/2" in .*core/_not_run.json, got .not-run/1.. Remove the file and'):
         read()
     record.write_text('{"format": "not-run/2", "benchmark": "core"}')
-    with pytest.raises(StoreError, match=r"core/_not_run.json is not a whole result file: settings: Field required"):
+    with pytest.raises(StoreError, match=r"core/_not_run.json to hold a NotRunRecord, but settings: Field required"):
         read()

@@ -17,7 +17,7 @@ DECIDING = OutlierRows(num_rows=30_000, num_outliers=86, largest_over_median=12.
 
 def core_result(outliers: JsonValue) -> BenchmarkResult:
     return BenchmarkResult(
-        format="result/2", benchmark="core", variant="baseline", key=digest({}), inputs={}, metrics={"l0": 1.0},
+        format="result/3", benchmark="core", variant="baseline", key=digest({}), inputs={}, metrics={"l0": 1.0},
             basis={}, standard_errors={}, remarks=[],
         details={"outlier_rows": outliers},
     )  # fmt: skip

@@ -17,6 +17,8 @@ from store.errors import IncompleteCache, MismatchedCache, StoreError
 from tests.evaluate.report.html_page import Page
 
 VARIANTS = ["baseline", "fixed-1", "adaptive", "adaptive-high", "floored", "dead"]
+NUM_TREATMENTS = 5
+"""adaptive and floored have the same settings."""
 
 
 @pytest.fixture
@@ -46,8 +48,9 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
     assert source.isascii()
     for heading in (
         report.QUESTION,
-        "What happened",
-        "Variants against the baseline",
+        "The answer",
+        "Treatments against the baseline",
+        "What else happened",
         "Explained variance against L0",
         "CE recovered against L0",
         "Lambda",
@@ -65,15 +68,19 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
     assert len(page.labels) == 10
     assert all(page.labels)
     for sentence in (
-        "No variant is best on CE recovered for sure: dead has 0.9933",
+        "4 treatments on 3 headline figures, each against the baseline of its seed:",
+        "Explained variance: ",
+        "Highest mean explained variance of each kind: ",
+        "No: mean L0 is 0 to ",
+        "One seed: intervals are of the text alone, and hold for these pairs of SAEs.",
+        "without them there is no answer",
+        "it holds for this pair of SAEs",
         "its lower bound is 64, which no decoder of this shape can go below",
         "adaptive: the learned lambda started at 1,",
         "It has settled",
         "It is still moving",
         "It ended at its lower limit",
         "dead: this SAE is dead. L0 is 0 and 64 of 64 latents never fire on 65 held-out rows",
-        "not at matched sparsity",
-        "One seed was trained per variant, so no metric here has a spread",
         "were not run. The section on benchmarks says why.",
     ):
         assert sentence in page.text
@@ -82,10 +89,10 @@ def test_the_report_says_what_happened_stands_alone_and_is_the_same_every_time(
 
     summary = (path.parent / "report.md").read_text()
     assert "* **Caution.** dead: this SAE is dead." in summary
-    for section in ("Variants against the baseline", "Other benchmarks"):
+    for section in ("Treatments against the baseline", "Other benchmarks"):
         lines = summary.partition(f"## {section}\n")[2].partition("\n## ")[0].splitlines()
         table = [line for line in lines if line.startswith("|")]
-        assert [line.count(" |") for line in table] == [table[0].count(" |")] * (2 + len(VARIANTS))
+        assert [line.count(" |") for line in table] == [table[0].count(" |")] * (2 + NUM_TREATMENTS)
 
     again = reported(output="again")
     assert again.read_bytes() == path.read_bytes()
@@ -135,6 +142,12 @@ def test_all_numbers_are_beside_the_page_as_csv_and_json(study: SimpleNamespace,
     assert float(row["value"]) == record["value"]
     assert (record["better"], record["seed"]) == ("lower", 0)
     assert record["standard_error"] > 0.0
+    assert (record["treatment"], record["baseline"], record["num_seeds"]) == ("fixed-1", "baseline", 1)
+    assert record["interval_low"] < record["mean_difference"] < record["interval_high"]
+    assert 0.0 <= record["p_value"] <= record["p_value_holm"] <= 1.0
+    assert float(row["p_value_holm"]) == record["p_value_holm"]
+    (base,) = (item for item in records if (wanted | {"variant": "baseline"}).items() <= item.items())
+    assert base["mean_difference"] is None
 
 
 def test_a_judge_is_named_with_its_scores_and_a_floor_stands_beside_them(reported: Callable[..., Path]) -> None:
@@ -162,7 +175,7 @@ def test_files_of_variants_that_are_not_asked_for_are_ignored(reported: Callable
     assert "floored" not in source
 
 
-def test_several_seeds_get_a_table_of_means_and_spreads_and_their_own_baseline(
+def test_several_seeds_are_compared_in_pairs_and_shown_as_means(
     saes: SimpleNamespace,
     add_sae: Callable[..., None],
     evaluate_all: Callable[..., None],
@@ -172,9 +185,9 @@ def test_several_seeds_get_a_table_of_means_and_spreads_and_their_own_baseline(
     add_sae("fixed-1-b", saes.random(11), settings={"kind": "fixed", "value": 1.0}, seed=1)
     evaluate_all()
     page = Page.checked(reported("baseline", "fixed-1", "baseline-b", "fixed-1-b").read_text())
-    assert "Over seeds" in page.headings
-    assert "baseline, baseline-b" in page.text
-    assert "Up to 2 seeds were trained per variant" in page.text
+    assert "With 2 seeds a t interval has 1 degree of freedom and reaches 12.7 standard errors." in page.text
+    assert "Each value is the mean over the seeds of a treatment." in page.text
+    assert "Every SAE by itself" in page.text
 
 
 def test_a_diverged_variant_is_said_to_be_one_and_has_no_metrics(
@@ -221,8 +234,8 @@ def test_a_study_of_many_variants_stays_readable(
     assert "the treatment alone: baseline, fixed-1 and adaptive" in page.text
     assert "Of 6 learned lambdas 6 settled" in page.text
     assert "A dot is a mean over seeds; a line joins the sparsities of one treatment." in page.text
-    assert "baseline-l1-0p6-seed-0, baseline-l1-0p6-seed-1" in page.text
-    assert "Up to 2 seeds were trained per variant" in page.text
+    assert "6 treatments on 3 headline figures" in page.text
+    assert "With 2 seeds a t interval has 1 degree of freedom" in page.text
 
 
 def test_a_missing_result_is_an_error_that_names_every_missing_file_and_writes_nothing(
