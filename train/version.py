@@ -16,6 +16,7 @@ TRAIN_VERSION = CodeVersion(
         "train/artefacts.py",
         "train/checkpoint.py",
         "train/config.py",
+        "train/decoders.py",
         "train/group.py",
         "train/lambda_controller.py",
         "train/lambdas.py",
@@ -30,6 +31,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="1f042ed83bf5f610767eef36cbf59430034f67232235faaa92edc2896abfd619",
+    code_sha256="e52c20d1759553f5c2f1051f3c341edd6dd0f416bbd297bebf2e60ae4a686256",
 )
 """Raised by hand when the same inputs give other weights or another log."""

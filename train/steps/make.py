@@ -10,6 +10,7 @@ from train.architectures import FAST
 from train.config import VariantSettings, shape_key
 from train.steps.analytic import AnalyticStep
 from train.steps.autograd import AutogradStep
+from train.steps.hold import start_bytes
 from train.steps.initialise import FREE_LENGTH, initial_weights
 from train.steps.protocol import Step
 from train.steps.topk import THRESHOLD_RATE, threshold_rate
@@ -62,4 +63,4 @@ def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows
     rows = 0 if settings[0].decoder_norm == "unit" else 3 * F * D  # directions, and the gradient through their lengths
     penalty = 4 * V * (min(F, D) ** 2 + rows)
     cosines = 4 * (min(F, 2 * BLOCK_ROWS) * F + 2 * F * D)
-    return step.lasting + moments + max(step.passing, penalty, cosines)
+    return step.lasting + moments + start_bytes(settings, d_model=D) + max(step.passing, penalty, cosines)
