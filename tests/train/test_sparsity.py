@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from train.config import VariantSettings, steps_warning
+from train.group import make_group
+from train.metrics import COLUMNS
 from train.sparsity import TargetL0, log_coefficient_step, reference_log_l0
 from train.sparsity_controller import SparsityController
 
@@ -96,3 +99,28 @@ def test_the_setting_is_a_number_or_a_target() -> None:
     assert TargetL0(target_l0=46.0).start == 0.3
     with pytest.raises(ValueError, match="expected a number > 0, got 0"):
         TargetL0(target_l0=0.0)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu"])
+def test_l0_ends_at_its_target_in_every_kind_that_has_a_coefficient_and_with_held_decoders(
+    kind: str, resolved: Resolved
+) -> None:
+    """600 steps of 64 rows: sparse combinations of 10 directions."""
+    num_steps, rows, target = 600, 64, {"target_l0": 4.0, "start": 0.05}
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(10, 8, generator=generator)
+    present = torch.rand(num_steps, rows, 10, generator=generator) < 0.2
+    x = 3.0 * (present * torch.rand(num_steps, rows, 10, generator=generator)) @ directions + 0.5
+    architecture = {"kind": kind} | ({"l0": target} if kind == "jumprelu" else {})
+    held: list[dict[str, Any]] = [{"kind": "trained"}, {"kind": "frozen"}, {"kind": "soft-frozen", "min_cosine": 0.9}]
+    group = make_group(
+        [resolved(architecture=architecture, d_sae=24, l1=target, lr=1e-2, decoder=decoder) for decoder in held],
+        num_steps=num_steps, batch_rows=rows, scale=float(8**0.5 / x.square().sum(2).mean().sqrt()),
+        mean=x.mean(dim=(0, 1)).tolist(), device=CPU,
+    )  # fmt: skip
+    last = []
+    for step, batch in enumerate(x.to(torch.bfloat16).view(torch.uint16)):
+        record = group.step(batch.numpy(), log=step >= 540)
+        if record is not None:
+            last.append(record[:, COLUMNS.index("l0")])
+    assert torch.stack(last).mean(0).tolist() == pytest.approx([4.0] * 3, rel=0.05)
