@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from store.sae.artefact import load_card, load_sae
 from store.sae.geometry import unit_rows
-from train.config import VariantSettings, shape_key
+from train.config import VARIANTS, VariantSettings, shape_key
 from train.group import VariantGroup, make_group
 from train.steps.hold import put_back_
 from train.steps.initialise import initial_decoder, initial_weights
@@ -283,6 +285,18 @@ def test_a_trained_decoder_is_no_part_of_what_identifies_a_variant(resolved: Res
     assert "decoder" not in relevant(resolved(decoder={"kind": "trained"}))
     assert relevant(resolved(decoder=FROZEN))["decoder"] == FROZEN
     assert relevant(resolved(decoder={"kind": "soft-frozen"}))["decoder"] == soft(0.8)
+
+
+def test_the_stage_writes_what_was_held_into_card_and_weights(
+    train_files: Callable[..., dict[str, bytes]], tmp_path: Path
+) -> None:
+    zero = {"kind": "fixed", "value": 0.0}
+    train_files(VARIANTS.validate_python({"baseline": {"lambda": zero}, "held": {"lambda": zero, "decoder": FROZEN}}))
+    sae, card = load_sae(tmp_path / "models" / "held")
+    assert torch.equal(sae.W_dec, initial_decoder(d_sae=24, d_model=16, seed=0))
+    assert card.variant["decoder"] == FROZEN
+    assert "decoder" not in load_card(tmp_path / "models" / "baseline").variant
+    assert "decoder" not in card.train
 
 
 def test_the_start_of_a_soft_frozen_decoder_counts_once_for_each_seed(resolved: Resolved) -> None:
