@@ -60,7 +60,7 @@ def main() -> None:
         (arm, *(spread([getattr(value, field) for value in values]) for field in COLUMNS))
         for arm, values in by_arm.items()
     ]
-    bench.table(("arm", "EV", "L0 held out", "mean max cosine", "L0 trained on", "final l1 or l0"), rows)
+    bench.table(("arm", "EV", "L0 held out", "mean max cosine", "L0 of training rows", "final l1 or l0"), rows)
     result = {"machine": bench.machine("torch"), "seeds": options.seeds, "target_l0": options.target}
     bench.finish(result | {"variants": {name: value._asdict() for name, value in figures.items()}}, options)
 

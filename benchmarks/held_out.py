@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from compute.progress import progress
+from store.cache.split import Split
 from store.read.batches import Position
 from store.read.cache import ActivationCache
-from store.sae.weights import decode, encode
+from store.sae.weights import SAEWeights, decode, encode
 from train.config import TrainConfig, VariantSettings, shape_key
-from train.group import VariantGroup, make_group
-from train.metrics import COLUMNS, mean_max_cosine
+from train.group import make_group
+from train.metrics import mean_max_cosine
 from train.task import cache_batches, plan_run
 
 _ROWS_AT_ONCE = 4096
@@ -27,7 +29,7 @@ class Figures(NamedTuple):
     max_cosine: float
     """Mean over latents of the largest cosine with another one."""
     training_l0: float
-    """Mean over the last tenth of the steps of the batch's L0."""
+    """That of the trained SAE on as many training rows, spread over the cache: what a target L0 speaks of."""
     coefficient: float
     """Sparsity coefficient of the last step; 0 for kinds that select k latents."""
 
@@ -53,9 +55,7 @@ def train_and_measure(
         )
         for some in members
     ]
-    last = range(plan.num_steps - max(1, plan.num_steps // 10), plan.num_steps)
-    l0 = dict.fromkeys(settings, 0.0)
-    coefficient = dict(l0)
+    coefficient: dict[str, float] = {}
     stream = cache_batches(
         cache, config, Position(), device=device, num_threads=num_threads, within=plan.rows_within
     )  # fmt: skip
@@ -63,37 +63,38 @@ def train_and_measure(
         for step in range(plan.num_steps):
             rows_BD = next(stream)
             for group, some in zip(groups, members, strict=True):
-                if step == last[-1]:
-                    coefficient |= dict(zip(some, group.sparsity.at(step).tolist(), strict=True))
-                record = group.step(rows_BD, log=step in last)
-                if record is not None:
-                    for name, value in zip(some, record[:, COLUMNS.index("l0")].tolist(), strict=True):
-                        l0[name] += value / len(last)
+                coefficient |= dict(zip(some, group.sparsity.at(step).tolist(), strict=True))
+                group.step(rows_BD)
             bar.update(1)
     limit = None if plan.limit is None else plan.limit.squared_norm
-    x = _held_out_rows(cache, config.hook, limit) * plan.scale
+    held_out, training = (_rows(cache, config.hook, split, limit) * plan.scale for split in ("held_out", "training"))
     return {
-        name: _figures(group, index, x, training_l0=l0[name], coefficient=coefficient[name])
+        name: _figures(sae, held_out, training, coefficient=coefficient[name])
         for group, some in zip(groups, members, strict=True)
-        for index, name in enumerate(some)
+        for name, sae in zip(some, group.trained_weights(), strict=True)
     }
 
 
-def _held_out_rows(cache: ActivationCache, hook: str, squared_norm: float | None) -> torch.Tensor:
-    bits = cache.rows(hook, np.arange(cache.manifest.split_rows("held_out")), split="held_out")
-    x = torch.from_numpy(bits).view(torch.bfloat16).to(torch.float32)
+def _rows(cache: ActivationCache, hook: str, split: Split, squared_norm: float | None) -> Tensor:
+    """All held-out rows, or as many training rows, spread over the cache; (rows, d_model)."""
+    count = cache.manifest.split_rows("held_out")
+    numbers = np.linspace(0, cache.manifest.split_rows(split) - 1, count).astype(np.int64)
+    x = torch.from_numpy(cache.rows(hook, numbers, split=split)).view(torch.bfloat16).to(torch.float32)
     return x if squared_norm is None else x[x.square().sum(1) < squared_norm]
 
 
-def _figures(
-    group: VariantGroup, index: int, x: torch.Tensor, *, training_l0: float, coefficient: float
-) -> Figures:  # fmt: skip
-    sae = list(group.trained_weights())[index]
+def _figures(sae: SAEWeights, held_out: Tensor, training: Tensor, *, coefficient: float) -> Figures:
+    error, l0 = _error_and_l0(sae, held_out)
+    variance = float((held_out - held_out.mean(0)).square().sum(dtype=torch.float64))
+    cosine = float(mean_max_cosine(sae.W_dec))
+    return Figures(1.0 - error / variance, l0, cosine, _error_and_l0(sae, training)[1], coefficient)
+
+
+def _error_and_l0(sae: SAEWeights, x: Tensor) -> tuple[float, float]:
+    """Summed squared error and mean number of latents that fire, of rows (N, d_model)."""
     error = active = 0.0
     for rows in x.split(_ROWS_AT_ONCE):
         latents = encode(sae, rows)
         error += float((rows - decode(sae, latents)).square().sum(dtype=torch.float64))
         active += float((latents > 0).sum())
-    variance = float((x - x.mean(0)).square().sum(dtype=torch.float64))
-    cosine = float(mean_max_cosine(sae.W_dec))
-    return Figures(1.0 - error / variance, active / len(x), cosine, training_l0, coefficient)
+    return error, active / len(x)

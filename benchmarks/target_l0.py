@@ -62,7 +62,7 @@ def main() -> None:
     found = {key: figures[name_of(*key)] for key in settings}
     rows = [compared(point, found[point, None], [found[point, l1] for l1 in constants]) for point in points]
     bench.table(
-        ("lambda", "lr", "seed", "L0 trained on", "L0 held out", "EV", "EV constant l1", "difference", "final l1"),
+        ("lambda", "lr", "seed", "L0 of training rows", "held out", "EV", "EV constant l1", "difference", "final l1"),
         [(*row["point"], *(row[name] for name in COLUMNS)) for row in rows],
     )
     bench.finish(
