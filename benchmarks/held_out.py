@@ -39,7 +39,7 @@ def train_and_measure(
 ) -> dict[str, Figures]:
     """Trains all variants on the same batches, as the stage does, and measures them."""
     torch.set_num_threads(num_threads)
-    plan, device = plan_run(config, cache.manifest), torch.device("cpu")
+    plan, device = plan_run(config, cache.manifest, hook=config.hook), torch.device("cpu")
     names: dict[object, list[str]] = {}
     for name, variant in settings.items():
         names.setdefault(shape_key(variant), []).append(name)
@@ -57,7 +57,7 @@ def train_and_measure(
     ]
     coefficient: dict[str, float] = {}
     stream = cache_batches(
-        cache, config, Position(), device=device, num_threads=num_threads, within=plan.rows_within
+        cache, config, Position(), hook=config.hook, device=device, num_threads=num_threads, within=plan.rows_within
     )  # fmt: skip
     with stream, progress("train", total=plan.num_steps, unit="step") as bar:
         for step in range(plan.num_steps):

@@ -3,7 +3,7 @@
 from compute.code_version import CodeVersion
 
 TRAIN_VERSION = CodeVersion(
-    number=2,
+    number=3,
     files=(
         "compute/device.py",
         "store/cache/norm_limit.py",
@@ -31,6 +31,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="e52c20d1759553f5c2f1051f3c341edd6dd0f416bbd297bebf2e60ae4a686256",
+    code_sha256="2024b27cc9b889642876161a5813759c90520a2e2fb20631ba39ae9351209794",
 )
 """Raised by hand when the same inputs give other weights or another log."""
