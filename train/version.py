@@ -31,6 +31,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="2024b27cc9b889642876161a5813759c90520a2e2fb20631ba39ae9351209794",
+    code_sha256="d3b7f1232721dd909b66dda473bd13d7fc66115243254081f1ee1c9496c10c1c",
 )
 """Raised by hand when the same inputs give other weights or another log."""

@@ -62,6 +62,23 @@ def test_l0_ends_at_its_target_where_it_falls_as_a_power_of_the_coefficient(reso
     assert float(coefficient) == pytest.approx((60.0 / target) ** (1 / 1.2), rel=0.01)
 
 
+def test_jumprelu_is_steered_by_where_its_l0_will_be(resolved: Resolved) -> None:
+    """L0 falls from 400 by a factor of e over the run; ref stands still at its value of u = 0.5 to 0.8, 46 * 1.04."""
+    target = {"target_l0": 46.0, "start": 1.0}
+    settings = [
+        resolved(d_sae=384, l1=target), resolved(d_sae=384, architecture={"kind": "jumprelu", "l0": target})
+    ]  # fmt: skip
+    controller = SparsityController(settings, num_steps=1000, device=CPU)
+    moved = wide(0.0, 0.0)
+    for step in range(700):
+        before = controller.log_coefficient.clone()
+        controller.update(wide(*[57.0 * math.exp(0.7 - (step + 1) / 1000)] * 2), step=step)
+        moved = controller.log_coefficient - before
+    behind = (1 - 0.1) / 0.1 / 1000  # the moving average is 9 steps late
+    relu = math.log(57.0) + behind - math.log(46 * 1.04)
+    assert moved.tolist() == pytest.approx([0.018 * relu, 0.018 * (relu - 0.15)], rel=1e-4)
+
+
 def test_variants_do_not_touch_each_other_and_fixed_ones_stay(resolved: Resolved) -> None:
     fixed = resolved(d_sae=384, l1=1.5)
     targets = [resolved(d_sae=384, l1={"target_l0": target, "start": 0.2}) for target in (20.0, 80.0)]
