@@ -3,6 +3,7 @@
 config.py             its settings: variants and what they share
 checks.py             the ranges of its numbers
 architectures.py      the kinds of SAE, and what is done for dead latents
+decoders.py           how far a decoder may move from its start
 lambdas.py            the kinds of lambda: here lambda changes
 task_lambdas.py       those that answer to the task: their formulas
 penalties.py          the kinds of penalty

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, create_model, model_validator
 
 from store.record import Record
-from train.architectures import SELECTS, Architecture, AuxK, DeadLatents, JumpReLU, MatryoshkaBatchTopK
+from train.architectures import SELECTS, Architecture, AuxK, DeadLatents, JumpReLU, MatryoshkaBatchTopK, Resample
 from train.checks import DecayRate, Fraction, NumLatents, Positive, PositiveCount, Seed, Times
-from train.lambdas import DualLambda, LambdaSchedule, least_coherence
+from train.decoders import TRAINED, Decoder, FrozenDecoder
+from train.lambdas import NO_PENALTY, DualLambda, LambdaSchedule, least_coherence
 from train.penalties import GramPenalty, Penalty
 from train.sparsity import FEWEST_STEPS, Coefficient, TargetL0
 
@@ -64,6 +65,9 @@ class Settings(Record):
     """Largest length of a variant's whole gradient; a longer one is shortened to it. null: none is."""
     decoder_norm: DecoderNorm
     """`unit`: decoder rows keep length 1. `free`: they may have any, and l1 weighs a_f by the length of row f."""
+    decoder: Decoder = Field(default=TRAINED, exclude_if=lambda decoder: decoder == TRAINED)
+    """Whether decoder rows may move: `kind: trained | frozen | soft-frozen`, the last with `min_cosine`; trained where
+    it is not given (decoders.py)."""
     dead_latents: DeadLatents
     """What is done for latents that do not fire: `kind: none | auxk | resample`."""
     dead_after_rows: PositiveCount
@@ -179,6 +183,7 @@ def _check_together(settings: VariantSettings) -> None:
         )
     if isinstance(settings.dead_latents, AuxK) and settings.dead_latents.k > F:
         raise ValueError(f"expected dead_latents.k of at most d_sae = {F}, got {settings.dead_latents.k}. Lower it")
+    _check_decoder(settings)
     if isinstance(settings.schedule, DualLambda):
         if not isinstance(settings.penalty, GramPenalty):
             raise ValueError(
@@ -189,6 +194,22 @@ def _check_together(settings: VariantSettings) -> None:
             raise ValueError(
                 f"expected lambda.target, a mean squared cosine, below 1, got {settings.schedule.target}. Lower it"
             )
+
+
+def _check_decoder(settings: VariantSettings) -> None:
+    decoder = settings.decoder
+    if decoder == TRAINED:
+        return
+    if isinstance(settings.dead_latents, Resample):
+        raise ValueError(
+            f"expected dead_latents: {{kind: none}} or {{kind: auxk}} beside decoder: {{kind: {decoder.kind}}}, whose "
+            "rows belong to their start, got kind resample, which gives dead latents new ones. Change one of them"
+        )
+    if isinstance(decoder, FrozenDecoder) and settings.schedule != NO_PENALTY:
+        raise ValueError(
+            "expected lambda: {kind: fixed, value: 0.0} beside decoder: {kind: frozen}, which no penalty can move, got "
+            f"kind {settings.schedule.kind}. Set lambda to 0, or take decoder: {{kind: soft-frozen}}"
+        )
 
 
 def target_of(settings: VariantSettings) -> TargetL0 | None:

@@ -22,6 +22,7 @@ from train.penalty_term import PenaltyTerm
 from train.schedule import lr_factor
 from train.sparsity_controller import SparsityController
 from train.steps.adam import StackedAdam, clip_, remove_parallel_part_, renormalise_
+from train.steps.hold import HeldDecoders
 from train.steps.input import load_batch
 from train.steps.make import make_step
 from train.steps.protocol import Step, live_state
@@ -84,6 +85,7 @@ class VariantGroup:
             settings, d_model=step.W_dec.shape[2], device=self._device, dtype=step.W_dec.dtype
         )
         self._task = TaskGradients(settings, step.W_dec)
+        self._held = HeldDecoders(settings, d_model=step.W_dec.shape[2], device=self._device)
         clips = [torch.inf if variant.gradient_clip is None else variant.gradient_clip for variant in settings]
         self._clip_V = None if min(clips) == torch.inf else self._column(clips)
         V, F, _ = step.W_dec.shape
@@ -158,13 +160,15 @@ class VariantGroup:
         if any(self.frozen):
             for gradient in step.gradients.values():
                 gradient[self._frozen_V] = 0.0
+        self._held.hold_gradients_(step.W_dec_gradient)
         if self._unit:
             remove_parallel_part_(step.W_dec_gradient, step.W_dec)
         factors_V = None if self._clip_V is None else clip_(step.gradients, self._clip_V)
         self._adam.step(step.gradients, lr_factors=lr_factors)
         self._follow_step(factors_V, lr_factors)
         if self._unit:
-            renormalise_(step.W_dec)
+            renormalise_(step.W_dec, but=self._held.frozen)
+        self._held.put_back_(step.W_dec)
         step.after_update()
 
     def _follow_step(self, clip_factors_V: Tensor | None, lr_factors: list[float]) -> None:

@@ -7,7 +7,13 @@ At step t of T, with u = (t + 1) / T and Lbar the moving average (rate 0.1) of t
 
 with `decay` the share of the run over which the learning rate falls. ref comes down from where L0 begins: an SAE that
 is too sparse early, and is let go again, explains less, and one that becomes sparse slowly does not. L0 still falls a
-little while the learning rate decays, hence OVER. Torch is not imported here: settings are read without waiting for it.
+little while the learning rate decays, hence OVER.
+
+jumprelu's L0 answers late: its thresholds move by about the learning rate in a step, whatever the coefficient, and L0
+would fall far below the target before they come to rest. There Lbar - log ref is taken as it would be LOOK_AHEAD of the
+run later, at its present slope: Lbar - log ref + LOOK_AHEAD * d(Lbar - log ref)/du.
+
+Torch is not imported here: settings are read without waiting for it.
 """
 
 import math
@@ -33,6 +39,8 @@ FEWEST_STEPS = 600
 """In shorter runs L0 oscillates around the target."""
 LEAST_L0 = 1.0e-2
 """An L0 of 0 counts as this: its logarithm has to be finite."""
+LOOK_AHEAD = 0.15
+"""Of the run, for jumprelu."""
 USUAL_DECAY = 0.2
 """Taken for `decay` in runs whose learning rate does not fall."""
 

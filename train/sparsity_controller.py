@@ -16,6 +16,7 @@ from train.schedule import warm_up_factor
 from train.sparsity import (
     BEGINS,
     LEAST_L0,
+    LOOK_AHEAD,
     RATE,
     USUAL_DECAY,
     TargetL0,
@@ -50,6 +51,8 @@ class SparsityController:
         self._target_n = self._column([value.target_l0 for _, value in targets])
         decays = [settings[index].lr_decay_fraction or USUAL_DECAY for index, _ in targets]
         self._decay_n = self._column(decays)
+        late = [isinstance(settings[index].architecture, JumpReLU) for index, _ in targets]
+        self._ahead_n = self._column([LOOK_AHEAD * answers_late for answers_late in late])
         self.log_coefficient = self._column([value.start for _, value in targets]).log()
         """(n,) of the variants with a target."""
         self.average = torch.zeros_like(self.log_coefficient)
@@ -76,15 +79,20 @@ class SparsityController:
         """Moves the coefficients with a target, given the L0 (V,) of the batch of `step`."""
         u, before = (step + 1) / self._num_steps, step / self._num_steps
         log_l0_n = l0_V[self._index_n].to(torch.float64).clamp_min(LEAST_L0).log()
+        before_n = self.average / max(1.0 - (1.0 - RATE) ** step, RATE)
         self.average += RATE * (log_l0_n - self.average)
         corrected_n = self.average / (1.0 - (1.0 - RATE) ** (step + 1))
         if u < BEGINS:
             return
         if before < BEGINS:
             self.first.copy_(corrected_n)
-        reference_n = reference_log_l0(u, self.first, target=self._target_n, decay=self._decay_n)
+        reference_n, reference_before_n = (
+            reference_log_l0(at, self.first, target=self._target_n, decay=self._decay_n) for at in (u, before)
+        )
+        slope_n = ((corrected_n - before_n) - (reference_n - reference_before_n)) * (self._num_steps if step else 0)
+        ahead_n = corrected_n + self._ahead_n * slope_n
         self.log_coefficient.copy_(
-            log_coefficient_step(self.log_coefficient, corrected_n, reference_n, num_steps=self._num_steps)
+            log_coefficient_step(self.log_coefficient, ahead_n, reference_n, num_steps=self._num_steps)
         )
 
     def with_target(self) -> Tensor:

@@ -16,6 +16,7 @@ TRAIN_VERSION = CodeVersion(
         "train/artefacts.py",
         "train/checkpoint.py",
         "train/config.py",
+        "train/decoders.py",
         "train/group.py",
         "train/hypergradient.py",
         "train/lambda_controller.py",

@@ -7,7 +7,7 @@ from store.record import digest
 from store.sae.artefact import SAECard
 
 BASELINE = "baseline"
-TREATMENT = ("lambda", "penalty", "penalty_scale", "lambda_regularizer", "lambda_lr")
+TREATMENT = ("lambda", "penalty", "penalty_scale", "lambda_regularizer", "lambda_lr", "decoder")
 """Settings that are under study; two variants that agree in all others differ by the treatment alone."""
 MOST_SHOWN = 12
 """The page draws at most so many variants one by one."""
@@ -46,15 +46,21 @@ def digest_without_treatment(card: SAECard) -> str:
     return digest({"settings": settings, "hook": card.hook, "d_sae": card.d_sae})
 
 
+def _lambda_and_decoder(card: SAECard) -> tuple[Any, Any]:
+    """What makes a baseline one; a decoder that is trained is not named in a card."""
+    return card.variant["lambda"], card.variant.get("decoder")
+
+
 def baseline_of(variant: str, cards: Mapping[str, SAECard]) -> str | None:
-    """What to compare `variant` with: the baseline's lambda with all else (l1, seed, ...) as in `variant`.
+    """What to compare `variant` with: the baseline's lambda and decoder with all else (l1, seed, ...) as in `variant`.
 
     Where no such variant was trained, the baseline's treatment at the same seed; else `baseline` itself.
     """
     if BASELINE not in cards:
         return None
     card, base = cards[variant], cards[BASELINE]
-    baselines = {name: other for name, other in cards.items() if other.variant["lambda"] == base.variant["lambda"]}
+    kept = _lambda_and_decoder(base)
+    baselines = {name: other for name, other in cards.items() if _lambda_and_decoder(other) == kept}
     settings = digest_without_treatment(card)
     same_settings = [name for name, other in baselines.items() if digest_without_treatment(other) == settings]
     same_seed = [

@@ -188,7 +188,7 @@ def test_what_may_differ_within_a_group_and_what_may_not(settings: dict[str, Any
     alike: list[dict[str, Any]] = [
         {"architecture": {"kind": "topk", "k": 5}}, {"lr": 1.0}, {"adam_beta1": 0.1}, {"seed": 4},
         {"gradient_clip": 1.0}, {"penalty": {"kind": "max-cosine"}},
-        {"lambda": {"kind": "learned", "start": 1.0}}, {"l1": 3.0},
+        {"lambda": {"kind": "learned", "start": 1.0}}, {"l1": 3.0}, {"decoder": {"kind": "frozen"}},
     ]  # fmt: skip
     others: list[dict[str, Any]] = [
         {"architecture": {"kind": "relu"}}, {"d_sae": 25}, {"decoder_norm": "free"},

@@ -7,7 +7,7 @@ import torch
 
 from store.sae.geometry import gram_penalty_and_gradient, nearest, unit_rows
 from train.penalties import GramPenalty, MaxCosinePenalty, latent_chunks
-from train.penalty_term import penalty_slices
+from train.penalty_term import PenaltyTerm, penalty_slices
 
 GRAM = GramPenalty(kind="gram")
 NEAREST = MaxCosinePenalty(kind="max-cosine")
@@ -69,6 +69,32 @@ def test_every_nth_step_carries_n_times_the_coefficient() -> None:
     fifth = MaxCosinePenalty(kind="max-cosine", every_steps=5)
     assert [fifth.factor(step) for step in range(11)] == [5, 0, 0, 0, 0, 5, 0, 0, 0, 0, 5]
     assert [GRAM.factor(step) for step in range(3)] == [1, 1, 1]
+
+
+def test_a_step_without_the_penalty_adds_nothing_and_the_weight_is_the_same_on_average(resolved: object) -> None:
+    make = resolved
+    assert callable(make)
+    settings = [
+        make({"kind": "fixed", "value": 0.25}, d_sae=6, penalty={"kind": "max-cosine", "every_steps": every})
+        for every in (1, 5)
+    ]
+    W_dec = unit_rows(torch.randn(6, 4, generator=torch.Generator().manual_seed(0))).repeat(2, 1, 1)
+    term = PenaltyTerm(settings, d_model=4, device=torch.device("cpu"))
+    added = []
+    for step in range(10):
+        gradient = torch.zeros_like(W_dec)
+        term.add_gradients_(W_dec, gradient, lambda_V=torch.full((2,), 0.25, dtype=torch.float64), step=step)
+        added.append(gradient)
+    lengths = torch.stack(added).flatten(2).norm(dim=2)  # (steps, variants)
+    assert bool((lengths[:, 0] > 0).all())
+    assert (lengths[:, 1] > 0).tolist() == [True, False, False, False, False] * 2
+    torch.testing.assert_close(added[0][1], 5.0 * added[0][0])
+    mean = torch.stack(added).mean(0)  # of directions that stand still
+    torch.testing.assert_close(mean[1], mean[0])
+    by_hand = float((W_dec[0] @ W_dec[0].T - 9 * torch.eye(6)).amax(1).square().mean())
+    assert term.scaled_V.tolist() == pytest.approx(
+        [by_hand, by_hand], rel=1e-6
+    )  # also in steps that did not compute it
 
 
 @pytest.mark.parametrize("F", [6, 20])

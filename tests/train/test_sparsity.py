@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from train.config import VariantSettings, steps_warning
+from train.group import make_group
+from train.metrics import COLUMNS
 from train.sparsity import TargetL0, log_coefficient_step, reference_log_l0
 from train.sparsity_controller import SparsityController
 
@@ -59,6 +62,23 @@ def test_l0_ends_at_its_target_where_it_falls_as_a_power_of_the_coefficient(reso
     assert float(coefficient) == pytest.approx((60.0 / target) ** (1 / 1.2), rel=0.01)
 
 
+def test_jumprelu_is_steered_by_where_its_l0_will_be(resolved: Resolved) -> None:
+    """L0 falls from 400 by a factor of e over the run; ref stands still at its value of u = 0.5 to 0.8, 46 * 1.04."""
+    target = {"target_l0": 46.0, "start": 1.0}
+    settings = [
+        resolved(d_sae=384, l1=target), resolved(d_sae=384, architecture={"kind": "jumprelu", "l0": target})
+    ]  # fmt: skip
+    controller = SparsityController(settings, num_steps=1000, device=CPU)
+    moved = wide(0.0, 0.0)
+    for step in range(700):
+        before = controller.log_coefficient.clone()
+        controller.update(wide(*[57.0 * math.exp(0.7 - (step + 1) / 1000)] * 2), step=step)
+        moved = controller.log_coefficient - before
+    behind = (1 - 0.1) / 0.1 / 1000  # the moving average is 9 steps late
+    relu = math.log(57.0) + behind - math.log(46 * 1.04)
+    assert moved.tolist() == pytest.approx([0.018 * relu, 0.018 * (relu - 0.15)], rel=1e-4)
+
+
 def test_variants_do_not_touch_each_other_and_fixed_ones_stay(resolved: Resolved) -> None:
     fixed = resolved(d_sae=384, l1=1.5)
     targets = [resolved(d_sae=384, l1={"target_l0": target, "start": 0.2}) for target in (20.0, 80.0)]
@@ -96,3 +116,28 @@ def test_the_setting_is_a_number_or_a_target() -> None:
     assert TargetL0(target_l0=46.0).start == 0.3
     with pytest.raises(ValueError, match="expected a number > 0, got 0"):
         TargetL0(target_l0=0.0)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu"])
+def test_l0_ends_at_its_target_in_every_kind_that_has_a_coefficient_and_with_held_decoders(
+    kind: str, resolved: Resolved
+) -> None:
+    """900 steps of 64 rows: sparse combinations of 10 directions."""
+    num_steps, rows, target = 900, 64, {"target_l0": 4.0, "start": 0.05}
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(10, 8, generator=generator)
+    present = torch.rand(num_steps, rows, 10, generator=generator) < 0.2
+    x = 3.0 * (present * torch.rand(num_steps, rows, 10, generator=generator)) @ directions + 0.5
+    architecture = {"kind": kind} | ({"l0": target} if kind == "jumprelu" else {})
+    held: list[dict[str, Any]] = [{"kind": "trained"}, {"kind": "frozen"}, {"kind": "soft-frozen", "min_cosine": 0.9}]
+    group = make_group(
+        [resolved(architecture=architecture, d_sae=24, l1=target, lr=1e-2, decoder=decoder) for decoder in held],
+        num_steps=num_steps, batch_rows=rows, scale=float(8**0.5 / x.square().sum(2).mean().sqrt()),
+        mean=x.mean(dim=(0, 1)).tolist(), device=CPU,
+    )  # fmt: skip
+    last = []
+    for step, batch in enumerate(x.to(torch.bfloat16).view(torch.uint16)):
+        record = group.step(batch.numpy(), log=step >= 800)
+        if record is not None:
+            last.append(record[:, COLUMNS.index("l0")])
+    assert torch.stack(last).mean(0).tolist() == pytest.approx([4.0] * 3, rel=0.05)

@@ -10,4 +10,5 @@ topk.py        the largest of a row or of a batch
 auxk.py        the auxiliary loss of dead latents
 resample.py    dead latents that start anew
 adam.py        Adam with unit decoder rows
+hold.py        decoders that are held at or near where they started
 """

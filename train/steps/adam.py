@@ -21,12 +21,14 @@ def remove_parallel_part_(gradient_VFD: Tensor, W_dec_VFD: Tensor) -> None:
         gradient.addcmul_(rows, parallel, value=-1.0)
 
 
-def renormalise_(W_dec_VFD: Tensor) -> None:
+def renormalise_(W_dec_VFD: Tensor, *, but: Sequence[int] = ()) -> None:
     """Scales every decoder row to length 1, in place. An Adam step leaves the sphere, so that this follows each one.
 
-    A row of zeros (of a variant that is trained no further) stays.
+    A row of zeros (of a variant that is trained no further) stays, and so does every bit of the variants `but`.
     """
-    for rows in _pieces(W_dec_VFD):
+    held = set(but)
+    pieces = [rows for index, rows in enumerate(W_dec_VFD) if index not in held] if held else _pieces(W_dec_VFD)
+    for rows in pieces:
         lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         rows.div_(lengths.clamp_min_(torch.finfo(rows.dtype).tiny))
 

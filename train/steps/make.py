@@ -10,6 +10,7 @@ from train.architectures import FAST
 from train.config import VariantSettings, shape_key
 from train.steps.analytic import AnalyticStep
 from train.steps.autograd import AutogradStep
+from train.steps.hold import start_bytes
 from train.steps.initialise import FREE_LENGTH, initial_weights
 from train.steps.protocol import Step
 from train.steps.topk import THRESHOLD_RATE, threshold_rate
@@ -65,4 +66,4 @@ def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows
     cosines = 4 * (min(F, 2 * BLOCK_ROWS) * F + 2 * F * D)
     task = 4 * F * D * lasting_decoders(settings)
     following = 4 * F * D * 6 if task else 0  # one decoder's derivative by lambda, and what is made on the way
-    return step.lasting + moments + task + max(step.passing, penalty, cosines, following)
+    return step.lasting + moments + start_bytes(settings, d_model=D) + task + max(step.passing, penalty, cosines, following)

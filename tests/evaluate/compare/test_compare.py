@@ -56,6 +56,23 @@ def test_a_variant_is_compared_with_the_baseline_that_differs_by_the_treatment_a
     assert baseline_of("fixed", by_name(STUDY["fixed"])) is None
 
 
+def test_a_frozen_decoder_is_a_treatment_of_its_own_though_its_lambda_is_the_baselines() -> None:
+    frozen, soft = {"kind": "frozen"}, {"kind": "soft-frozen", "min_cosine": 0.8}
+    cards = by_name(
+        card("frozen-1", ZERO, seed=1, decoder=frozen),
+        card("baseline", ZERO),
+        card("baseline-1", ZERO, seed=1),
+        card("soft-dense", ZERO, l1=0.5, decoder=soft),
+        card("baseline-dense", ZERO, l1=0.5),
+        card("fixed-1", ONE, seed=1),
+    )
+    assert {name: baseline_of(name, cards) for name in cards} == {
+        "frozen-1": "baseline-1", "baseline": "baseline", "baseline-1": "baseline-1", "soft-dense": "baseline-dense",
+        "baseline-dense": "baseline-dense", "fixed-1": "baseline-1",
+    }  # fmt: skip
+    assert len(families(cards)) == 4  # the baselines of two sparsities and two seeds are one family
+
+
 def test_seeds_are_replicates_with_a_mean_and_a_spread() -> None:
     metrics = {name: {"core/l0": float(index)} for index, name in enumerate(STUDY)}
     groups = {group.variants: group for group in seed_groups(STUDY, metrics)}

@@ -283,3 +283,15 @@ def test_a_missing_model_a_model_of_another_cache_and_missing_held_out_tokens_ar
     (study.cache / "held_out" / "tokens" / "c" / "0" / "0").unlink()
     with pytest.raises(IncompleteCache, match=r"held_out/tokens/c/0/0"):
         reported("baseline")
+
+
+def test_a_decoder_that_is_held_is_a_column_of_the_settings() -> None:
+    zero = {"kind": "fixed", "value": 0.0}
+    own = {
+        "baseline": {"lambda": zero},
+        "soft": {"lambda": zero, "decoder": {"kind": "soft-frozen", "min_cosine": 0.8}},
+    }
+    assert report.settings_table(own) == {
+        "columns": ["lambda.kind", "lambda.value", "decoder.kind", "decoder.min_cosine"],
+        "rows": {"baseline": ["fixed", 0.0, None, None], "soft": ["fixed", 0.0, "soft-frozen", 0.8]},
+    }
