@@ -29,13 +29,15 @@ class ParamsError(ValueError):
 
 
 class Profile(Record):
-    """The sections of one profile, one per stage."""
+    """The sections of one profile, one per stage, and what it adds to the study."""
 
     language_model: LanguageModelConfig | None
     """null where rows are made from known features: `harvest.synthetic` then says which."""
     harvest: HarvestConfig
     train: TrainConfig
     evaluate: EvaluateConfig  # type: ignore[valid-type]  # made from the registry of benchmarks
+    grid: Grid
+    """Variants that this profile alone has, beside those that `variants` and `grid` give to all profiles."""
 
 
 class _File(Record):
@@ -52,7 +54,7 @@ class Params:
     profile_name: str
     profile: Profile
     variants: dict[str, VariantConfig]
-    """Those under `variants`, then those that `grid` adds."""
+    """Those under `variants`, then those that `grid` adds, then those of the profile's `grid`."""
 
 
 def load_params(path: Path) -> Params:
@@ -91,20 +93,23 @@ def load_params(path: Path) -> Params:
             f"{path}: variants: expected one named {REFERENCE_VARIANT!r}, which the others are compared with, "
             f"got {', '.join(file.variants)}. Add it"
         )
-    if profile.train.hook not in profile.harvest.hooks:
-        raise ParamsError(
-            f"{path}: profiles.{file.profile}.train.hook: expected one of the harvested hooks "
-            f"({', '.join(profile.harvest.hooks)}), got {profile.train.hook!r}. Add it to harvest.hooks or change it"
-        )
+    variants = _all_variants(path, file, profile)
+    _check_hooks(path, f"profiles.{file.profile}", profile, variants)
     _check_sizes(path, f"profiles.{file.profile}", profile)
-    return Params(file.profile, profile, _all_variants(path, file, profile.train))
+    return Params(file.profile, profile, variants)
 
 
-def _all_variants(path: Path, file: _File, train: TrainConfig) -> dict[str, VariantConfig]:
-    """The variants with those of the grid; all settings of each are there and fit together."""
+def _all_variants(path: Path, file: _File, profile: Profile) -> dict[str, VariantConfig]:
+    """The variants with those of the grids; all settings of each are there and fit together."""
+    twice = sorted(file.grid.keys() & profile.grid.keys())
+    if twice:
+        raise ParamsError(
+            f"{path}: profiles.{file.profile}.grid: expected names that `grid` does not have, got {', '.join(twice)}. "
+            "Rename one of the two"
+        )
     try:
-        points = list(combinations(file.grid, file.variants))
-        return with_grid(train, file.variants, _checked_points(path, points))
+        points = list(combinations(file.grid | profile.grid, file.variants))
+        return with_grid(profile.train, file.variants, _checked_points(path, points))
     except ParamsError:
         raise
     except ValueError as error:
@@ -123,6 +128,19 @@ def _checked_points(path: Path, points: Iterable[Combination]) -> list[tuple[str
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return checked
+
+
+def _check_hooks(path: Path, where: str, profile: Profile, variants: dict[str, VariantConfig]) -> None:
+    """All hooks that are trained on are harvested."""
+    harvested = profile.harvest.hooks
+    wanted = {f"{where}.train.hook": profile.train.hook}
+    wanted |= {f"variant {name}: hook": variant.hook for name, variant in variants.items() if variant.hook is not None}
+    for place, hook in wanted.items():
+        if hook not in harvested:
+            raise ParamsError(
+                f"{path}: {place}: expected one of the harvested hooks ({', '.join(harvested)}), got {hook!r}. "
+                "Add it to harvest.hooks or change it"
+            )
 
 
 def _check_sizes(path: Path, where: str, profile: Profile) -> None:

@@ -76,12 +76,17 @@ def run(
     return wanted
 
 
+def hooks_of(cards: Mapping[str, SAECard]) -> str:
+    """The hooks that the SAEs were trained on, each once, in order."""
+    return ", ".join(dict.fromkeys(card.hook for card in cards.values()))
+
+
 def readme(cards: Mapping[str, SAECard], *, license_id: str | None) -> str:
     """The card of the whole folder, Markdown below YAML."""
     first = next(iter(cards.values()))
     sections = [
         front_matter(first, license_id=license_id),
-        f"# {len(cards)} sparse autoencoder{'s' * (len(cards) > 1)} on {first.model.name}, {first.hook}",
+        f"# {len(cards)} sparse autoencoder{'s' * (len(cards) > 1)} on {first.model.name}, {hooks_of(cards)}",
         _introduction(cards),
         "## Use",
         _use(next(iter(cards)), first),
@@ -167,7 +172,7 @@ def lineage(cards: Mapping[str, SAECard]) -> str:
     lines = [
         f"* language model: {model.name}{f', revision {model.revision}' if model.revision else ''}, weights SHA-256 "
         f"`{model.weights_sha256}`",
-        f"* activations: cache digest `{first.cache_digest}`, hook `{first.hook}`",
+        f"* activations: cache digest `{first.cache_digest}`, hook `{hooks_of(cards)}`",
         f"* training algorithm: version {first.train_version}",
         *(f"* {name}: key `{card.key}`, weights SHA-256 `{card.weights_sha256}`" for name, card in cards.items()),
     ]

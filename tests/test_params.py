@@ -43,12 +43,32 @@ def test_all_profiles_are_complete(tmp_path: Path) -> None:
     assert (embedded.profile.harvest.separator, embedded.profile.train.num_rows) == (None, None)
 
 
+def test_a_profile_adds_variants_of_its_own(tmp_path: Path) -> None:
+    path, text = tmp_path / "params.yaml", PARAMS.read_text()
+    hooks = "hooks: {of: [baseline], values: {hook: [blocks.2.hook_resid_post, blocks.3.hook_resid_pre]}}"
+    text = text.replace(
+        "hooks: [blocks.2.hook_resid_post]", "hooks: [blocks.2.hook_resid_post, blocks.3.hook_resid_pre]", 1
+    )
+    path.write_text(text.replace("    grid: {}", f"    grid: {{{hooks}}}", 1))
+    variants = load_params(path).variants
+    assert list(variants)[5:] == ["baseline-hook-blocks_3_hook_resid_pre"]  # the other is the baseline itself
+    path.write_text(text.replace("    grid: {}", f"    grid: {{{hooks.replace('3.hook', '0.hook')}}}", 1))
+    with pytest.raises(ParamsError, match=r"variant baseline-hook-blocks_0_hook_resid_pre: hook: expected one of the"):
+        load_params(path)
+    twice = "grid: {same: {of: all, values: {seed: [1]}}}"
+    path.write_text(text.replace("    grid: {}", f"    {twice}", 1).replace("\ngrid: {}", f"\n{twice}", 1))
+    with pytest.raises(
+        ParamsError, match=r"profiles.embedded.grid: expected names that `grid` does not have, got same"
+    ):
+        load_params(path)
+
+
 def test_the_example_of_a_grid_in_the_file_is_the_study(tmp_path: Path) -> None:
     text = PARAMS.read_text()
     lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#   ") and "values:" in line]
     assert len(lines) == 2
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace("grid: {}", "\n".join(["grid:", *lines])))
+    path.write_text(text.replace("\ngrid: {}", "\n".join(["\ngrid:", *lines])))
     # 45 of five variants, three l1, three seeds; one of three small values is new in each; 1.5 and 0 are the profile's.
     assert len(load_params(path).variants) == 45 + 3
 
@@ -62,7 +82,7 @@ MISTAKES = {
     "an unknown key of a variant": (
         FIXED_1,
         FIXED_1 + "\n    l2: 3.0",
-        r"variants\.fixed-1\.l2: unknown key; expected one of lambda, architecture, d_sae, l1,",
+        r"variants\.fixed-1\.l2: unknown key; expected one of lambda, hook, architecture, d_sae, l1,",
     ),
     "an unknown key of a lambda": (
         FIXED_1,

@@ -25,6 +25,9 @@ DecoderNorm = Literal["unit", "free"]
 class Settings(Record):
     """What every variant has, whoever gave it."""
 
+    hook: str
+    """The hook whose cached rows are read, for example blocks.2.hook_resid_post. Variants of several hooks are trained
+    in one pass over the data for each hook."""
     architecture: Architecture
     """How a row becomes latents: `kind: relu | topk | batchtopk | jumprelu | matryoshka-batchtopk | gated`."""
     d_sae: NumLatents
@@ -95,8 +98,6 @@ class MaxNorm(Record):
 class TrainConfig(Settings):
     """What variants share, and what those do not give that have no value of their own."""
 
-    hook: str
-    """The hook whose cached rows are read, for example blocks.2.hook_resid_post."""
     batch_rows: PositiveCount
     """Rows (tokens) per step; every variant sees the same ones. The last incomplete batch of an epoch is dropped."""
     num_rows: PositiveCount | None = Field(default=None, exclude_if=lambda number: number is None)

@@ -23,7 +23,7 @@ def run_here(tasks: Sequence[Task]) -> str | None:
     return None
 
 
-def run_on_cluster(client: Any, tasks: Sequence[Task], *, num_rows: int) -> str | None:  # noqa: ANN401 - no types there
+def run_on_cluster(client: Any, tasks: Sequence[Task], *, num_tokens: int) -> str | None:  # noqa: ANN401 - no types there
     """Runs the tasks on the workers of a cluster; what stopped them, if anything did.
 
     A task that lost its worker continues from its last checkpoint, and one that is stopped writes one.
@@ -31,13 +31,12 @@ def run_on_cluster(client: Any, tasks: Sequence[Task], *, num_rows: int) -> str 
     Args:
         client: of compute.cluster.connect.
         tasks: of one scratch folder.
-        num_rows: that each variant sees, for the estimate of the time left.
+        num_tokens: SAE-tokens of all tasks, for the estimate of the time left.
 
     Raises OtherSoftware (a ValueError) where a worker's code or packages are not those here.
     """
     refuse_other_software(client, tasks[0].software, training_software)
-    total = num_rows * sum(len(task.variants) for task in tasks)
-    with progress(f"train, {len(tasks)} tasks on workers", total=total, unit="SAE-token") as count:
+    with progress(f"train, {len(tasks)} tasks on workers", total=num_tokens, unit="SAE-token") as count:
         return run_on_workers(
             client,
             run_task,

@@ -96,24 +96,26 @@ def run(
     check_sinks(resources.sinks)
     tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
     manifest = ActivationCache(cache).manifest
-    plan = plan_run(config, manifest)  # settings that do not fit the cache end here
-    num_steps = plan.num_steps
-    if num_steps < FEW_STEPS:
-        print(
-            f"train: {num_steps} steps of {config.batch_rows} rows are few for an SAE. For a small cache, lower "
-            "train.batch_rows (and lr with its square root), raise num_epochs, or harvest more rows",
-            file=sys.stderr,
-        )
     resolved = resolve_variants(
         config,
         variants,
         cache_digest=manifest.digest,
         product_dtype=str(product_dtype(torch.device(resources.device))).removeprefix("torch."),
     )
+    by_hook = _by_hook(resolved)
+    plans = {hook: plan_run(config, manifest, hook=hook) for hook in by_hook}  # what does not fit the cache ends here
+    fewest = min(plan.num_steps for plan in plans.values())
+    if fewest < FEW_STEPS:
+        print(
+            f"train: {fewest} steps of {config.batch_rows} rows are few for an SAE. For a small cache, lower "
+            "train.batch_rows (and lr with its square root), raise num_epochs, or harvest more rows",
+            file=sys.stderr,
+        )
     for variant in resolved:
         _check_variant(variant, d_model=manifest.spec.model.d_model)
-    _tell_norms(manifest.moments[config.hook], plan, hook=config.hook)
-    warning = steps_warning({variant.name: variant.settings for variant in resolved}, num_steps=num_steps)
+    for hook, plan in plans.items():
+        _tell_norms(manifest.moments[hook], plan, hook=hook)
+    warning = steps_warning({variant.name: variant.settings for variant in resolved}, num_steps=fewest)
     if warning:
         print(f"train: {warning}", file=sys.stderr)
     with exclusive_lock(scratch):
@@ -136,6 +138,14 @@ def run(
             shutil.rmtree(done_with, ignore_errors=True)
         (scratch / PLAN_FILE).unlink(missing_ok=True)
     return diverged
+
+
+def _by_hook(variants: Sequence[ResolvedVariant]) -> dict[str, list[ResolvedVariant]]:
+    """The variants of each hook, in the order given."""
+    found: dict[str, list[ResolvedVariant]] = {}
+    for variant in variants:
+        found.setdefault(variant.settings.hook, []).append(variant)
+    return found
 
 
 def _tell_norms(moments: Moments, plan: Plan, *, hook: str) -> None:
@@ -231,8 +241,11 @@ def _train(
         with connect(scheduler) as client:
             tasks = planned(len(workers_of(client)))
             _announce(tasks, budget)
-            num_rows = plan_run(config, manifest).num_steps * config.batch_rows
-            stopped = run_on_cluster(client, tasks, num_rows=num_rows)
+            num_tokens = sum(
+                plan_run(config, manifest, hook=task.hook).num_steps * config.batch_rows * len(task.variants)
+                for task in tasks
+            )
+            stopped = run_on_cluster(client, tasks, num_tokens=num_tokens)
     if stopped is not None:
         raise SystemExit(f"train: {stopped}. Run the same command again to continue")
 
@@ -246,19 +259,22 @@ def _plan(
     resources: TrainingResources,
     num_workers: int,
 ) -> list[tuple[tuple[ResolvedVariant, ...], ...]]:
-    """Variants by group, groups by task."""
-    groups = plan_groups(
-        missing,
-        shape=lambda variant: shape_key(variant.settings),
-        num_bytes=lambda some: group_bytes(
-            [variant.settings for variant in some],
-            d_model=d_model,
-            batch_rows=config.batch_rows,
-            device=torch.device(resources.device),
-        ),
-        budget=budget,
-    )
-    tasks = spread(plan_passes(groups, budget=budget), num_workers)
+    """Variants by group, groups by task; the groups of a task have one hook."""
+    passes = []
+    for members in _by_hook(missing).values():
+        groups = plan_groups(
+            members,
+            shape=lambda variant: shape_key(variant.settings),
+            num_bytes=lambda some: group_bytes(
+                [variant.settings for variant in some],
+                d_model=d_model,
+                batch_rows=config.batch_rows,
+                device=torch.device(resources.device),
+            ),
+            budget=budget,
+        )
+        passes += plan_passes(groups, budget=budget)
+    tasks = spread(passes, num_workers)
     return [tuple(group.members for group in task) for task in tasks]
 
 

@@ -51,7 +51,7 @@ class TrainingResources:
 
 @dataclass(frozen=True)
 class Task:
-    """Groups of variants that are trained in one pass."""
+    """Groups of variants that are trained in one pass over the rows of one hook."""
 
     groups: tuple[tuple[ResolvedVariant, ...], ...]
     config: TrainConfig
@@ -74,6 +74,11 @@ class Task:
     def folder(self) -> Path:
         """Where its checkpoints and metrics are."""
         return tasks_folder(self.scratch) / self.key[:16]
+
+    @property
+    def hook(self) -> str:
+        """The hook whose rows all its variants are trained on."""
+        return self.groups[0][0].settings.hook
 
     @property
     def variants(self) -> list[ResolvedVariant]:
@@ -116,7 +121,7 @@ def run_task(task: Task) -> str | None:
             f"expected the activation cache {task.cache_digest[:12]} in {task.cache}, found "
             f"{cache.manifest.digest[:12]}. It was replaced while the training ran, or this machine sees another folder"
         )
-    config, plan = task.config, plan_run(task.config, cache.manifest)
+    config, plan = task.config, plan_run(task.config, cache.manifest, hook=task.hook)
     with exclusive_lock(task.folder), stop_on_signals(stop_file(task.scratch)) as request:
         runs = [
             GroupRun(
@@ -138,6 +143,7 @@ def run_task(task: Task) -> str | None:
                 cache_batches,
                 cache,
                 config,
+                hook=task.hook,
                 device=torch.device(task.resources.device),
                 num_threads=task.resources.num_threads,
                 within=plan.rows_within,
@@ -181,7 +187,7 @@ def _save(task: Task, runs: Sequence[GroupRun], *, plan: "Plan", manifest: Manif
             run,
             variants=group,
             manifest=manifest,
-            hook=task.config.hook,
+            hook=task.hook,
             scale=plan.scale,
             limit=plan.limit,
             num_steps=plan.num_steps,
@@ -213,14 +219,14 @@ class Plan:
         return RowsWithin(self.limit.squared_norm, self.num_rows)
 
 
-def plan_run(config: TrainConfig, manifest: Manifest) -> Plan:
+def plan_run(config: TrainConfig, manifest: Manifest, *, hook: str) -> Plan:
     """Checks the settings against the cache and derives steps and scale; ValueError where they do not fit."""
-    if config.hook not in manifest.spec.hooks:
+    if hook not in manifest.spec.hooks:
         raise ValueError(
-            f"expected train.hook to be one of the cached hooks {', '.join(manifest.spec.hooks)}, got {config.hook}. "
+            f"expected train.hook to be one of the cached hooks {', '.join(manifest.spec.hooks)}, got {hook}. "
             "Choose one of them, or add it to harvest.hooks"
         )
-    moments = manifest.moments[config.hook]
+    moments = manifest.moments[hook]
     num_rows = rows_in_use(manifest, "training", config.num_rows)
     mean, mean_squared_norm, limit = moments.mean, moments.mean_squared_norm, None
     if config.max_norm is not None:
@@ -251,13 +257,14 @@ def cache_batches(
     config: TrainConfig,
     start: Position,
     *,
+    hook: str,
     device: torch.device,
     num_threads: int,
     within: RowsWithin | None = None,
 ) -> DeviceBatches:
     """The batches of the run from `start` on, on the device that trains; `within`: see store/read/long_rows.py."""
     batches = cache.batches(
-        config.hook,
+        hook,
         batch_rows=config.batch_rows,
         seed=config.seed,
         start=start,

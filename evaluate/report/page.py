@@ -175,10 +175,11 @@ def lead(inputs: ReportInputs) -> str:
     first = next(iter(inputs.cards.values()))
     sizes = sorted({card.d_sae for card in inputs.cards.values()})
     kinds = dict.fromkeys(card.architecture for card in inputs.cards.values())
+    hooks = list(dict.fromkeys(card.hook for card in inputs.cards.values()))
     return (
         f"{len(inputs.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
         f"latents, trained on the same batches of "
-        f"activations of {spec.model.name} at {first.hook} ({first.d_model} channels), and measured on text that "
+        f"activations of {spec.model.name} at {listed(hooks)} ({first.d_model} channels), and measured on text that "
         "they never saw."
     )
 

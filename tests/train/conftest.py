@@ -29,17 +29,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def write_cache(folder: Path, *, seed: int = 0, outlier_factor: float = 1.0) -> Path:
+def write_cache(folder: Path, *, seed: int = 0, outlier_factor: float = 1.0, hooks: tuple[str, ...] = (HOOK,)) -> Path:
     """1024 rows of 16 channels: a mean plus sparse positive combinations of 24 directions, longer than sqrt(16).
 
-    One row in 32 is so many times as long as it would be.
+    One row in 32 is so many times as long as it would be. The rows of a second hook are those of the first, turned.
     """
     spec = CacheSpec(
         model=ModelIdentity(
             name="toy", revision=None, weights_sha256="w", tokenizer_sha256="t", d_model=D_MODEL, num_layers=2,
             vocab_size=50, bos_token_id=0,
         ),
-        hooks=(HOOK,),
+        hooks=hooks,
         text={"kind": "random", "seed": seed},
         context_length=17,
         excluded_positions=("bos",),
@@ -67,8 +67,12 @@ def write_cache(folder: Path, *, seed: int = 0, outlier_factor: float = 1.0) -> 
         tokens = torch.randint(1, 50, (num_sequences, 17), generator=generator).numpy().astype(np.uint32)
         tokens[:, 0] = 0
         bits = rows.view(torch.uint16).numpy()
-        sums = shard_sums(bits, hook=HOOK, first_sequence=0, rows_per_sequence=16)
-        writer.submit_shard(shard, split=split, tokens=tokens, rows={HOOK: rows}, sums={HOOK: sums}).result()
+        by_hook = {hook: np.roll(bits, place, axis=1) for place, hook in enumerate(hooks)}
+        sums = {
+            hook: shard_sums(values, hook=hook, first_sequence=0, rows_per_sequence=16)
+            for hook, values in by_hook.items()
+        }
+        writer.submit_shard(shard, split=split, tokens=tokens, rows=by_hook, sums=sums).result()
     writer.finish()
     writer.close()
     return folder

@@ -42,7 +42,7 @@ def long_rows(cache_at: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 def test_scale_mean_and_steps_are_those_of_the_rows_within(long_rows: Path, settings: dict[str, Any]) -> None:
     config = TrainConfig.model_validate({**settings, "max_norm": FIVE_MEDIANS})
-    plan = plan_run(config, load_manifest(long_rows))
+    plan = plan_run(config, load_manifest(long_rows), hook=config.hook)
     bits = ActivationCache(long_rows).rows(settings["hook"], np.arange(1024))
     rows = torch.from_numpy(bits).view(torch.bfloat16).double()
     kept = rows[rows.norm(dim=1) < 5.2 * rows.norm(dim=1).median()]
@@ -52,7 +52,7 @@ def test_scale_mean_and_steps_are_those_of_the_rows_within(long_rows: Path, sett
     assert plan.scale == pytest.approx(float((16 / kept.square().sum(dim=1).mean()).sqrt()), rel=1e-12)
     np.testing.assert_allclose(plan.mean, kept.mean(dim=0).numpy(), rtol=1e-11)
     with cache_batches(
-        ActivationCache(long_rows), config, Position(), device=torch.device("cpu"), num_threads=1,
+        ActivationCache(long_rows), config, Position(), hook=config.hook, device=torch.device("cpu"), num_threads=1,
         within=plan.rows_within,
     ) as stream:  # fmt: skip
         longest = max(float(batch.double().norm(dim=1).max()) for batch in stream)
