@@ -36,7 +36,7 @@ class HarvestConfig(Record):
     num_held_out_sequences: int = Field(gt=0, le=10**8)
     """Token windows of held-out documents, set apart for evaluation."""
     held_out_fraction: float | None = Field(gt=0, lt=1)
-    """Share of the documents (by number) that training never sees; null for known features, of which others are drawn."""
+    """Share of the documents (by number) that training never sees; null for known features."""
     context_length: int = Field(ge=3, le=2**20)
     """Tokens in a sequence, BOS included. Evaluation predicts a token from one that has a row, so there are two at
     least behind the positions that are left out."""
@@ -91,14 +91,16 @@ class HarvestConfig(Record):
 
     @model_validator(mode="after")
     def check_kind(self) -> Self:
-        wrong_hooks = [hook for hook in self.hooks if hook.startswith(PREFIX) != (self.synthetic is not None)]
         if self.synthetic is None:
-            if self.text is None or self.held_out_fraction is None or wrong_hooks:
-                name = "text" if self.text is None else "held_out_fraction" if wrong_hooks == [] else "hooks"
-                value = repr(wrong_hooks[0]) if name == "hooks" else "null"
+            given = {"text": self.text, "held_out_fraction": self.held_out_fraction}
+            if missing := [name for name, value in given.items() if value is None]:
                 raise ValueError(
-                    f"expected {name} of a language model, as nothing is said under synthetic, got {value}. "
-                    f"Give {name}, or say under synthetic what rows are made from"
+                    f"expected {missing[0]}, as synthetic names no known features, got null. Give one of the two"
+                )
+            if wrong := [hook for hook in self.hooks if hook.startswith(PREFIX)]:
+                raise ValueError(
+                    f"expected hooks of a language model, as synthetic names no known features, got {wrong[0]!r}. "
+                    "Change hooks, or give synthetic"
                 )
             return self
         worlds = [PREFIX + name for name in self.synthetic.worlds]
@@ -107,7 +109,7 @@ class HarvestConfig(Record):
                 f"expected hooks among the worlds of synthetic: {', '.join(worlds)}, got {unknown[0]!r}. "
                 "Change hooks, or add the world"
             )
-        wanted = {
+        wanted: dict[str, object] = {
             "text": None, "held_out_fraction": None, "first_token": "text", "num_positions_left_out": 0,
             "separator": None,
         }  # fmt: skip

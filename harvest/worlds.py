@@ -1,9 +1,9 @@
 """Known features and how they fire, made with sae_lens.synthetic; every sample is a function of seed, world and number.
 
-Three things of that library need care. It draws samples from torch's global generator: here that is forked around every
-draw, and seeded. torch uses 32 bits of a seed: samples of different numbers get different ones. And it draws directions
-as an SAE's weights are drawn, so that equal seeds would start the SAE at the answer: here they come from another kind of
-generator (numpy's PCG64), and no seed of torch gives them.
+Three things of that library need care. It draws samples from torch's global generator: here that is forked around
+every draw, and seeded. torch uses 32 bits of a seed: samples of different numbers get different ones. And it draws
+directions as an SAE's weights are drawn, so that equal seeds would start the SAE at the answer: here they come from
+another kind of generator (numpy's PCG64), and no seed of torch gives them.
 """
 
 import contextlib

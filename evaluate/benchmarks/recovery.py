@@ -3,8 +3,8 @@
 Directions: the mean correlation coefficient (MCC) and uniqueness of sae_lens.synthetic; the share of features that have
 a latent within `found_cosine`. Firing, on the held-out rows: how well the latent nearest to each feature tells when the
 feature is on, averaged over features (sae_lens.synthetic's ClassificationMetrics averages over latents, and so says
-nothing about features that no latent is nearest to). Hierarchies: parents whose latent stays silent where a child is on,
-and how far latents of children point to the parent.
+nothing about features that no latent is nearest to). Hierarchies: parents whose latent stays silent where a child is
+on, and how far latents of children point to the parent.
 
 A decoder that was never trained has little absorption and little leak: both are read beside MCC, never alone.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotRun
@@ -185,14 +185,14 @@ def _remarks(mcc: float, chance: float, deviation: float) -> tuple[str, ...]:
     if mcc > chance + CHANCE_FACTOR * deviation:
         return ()
     return (
-        f"MCC is {mcc:.3f}, and {chance:.3f} by chance: this decoder knows nothing of the features. What absorption and "
-        "leak say of it is no merit.",
+        f"MCC is {mcc:.3f}, and {chance:.3f} by chance: this decoder knows nothing of the features. What absorption "
+        "and leak say of it is no merit.",
     )
 
 
 def _details(
     truth: "Truth", cosines: Array, counts: Counts, children: dict[int, NDArray[np.int64]], config: RecoveryConfig
-) -> dict[str, object]:
+) -> dict[str, JsonValue]:
     """Of each feature, and of each depth of the hierarchy."""
     detected = detection(counts)
     depths = truth.depths
@@ -217,7 +217,7 @@ def _details(
     }
 
 
-def _rounded(values: Array) -> list[float]:
+def _rounded(values: Array) -> list[JsonValue]:
     return [round(float(value), 6) for value in values]
 
 
@@ -258,8 +258,8 @@ BENCHMARK = Benchmark(
     optional=frozenset({"parents_absorbed", "leak", "f1_roots", "f1_children", "found_roots", "found_children"}),
     headlines=("mcc", "found", "f1"),
     floors={"mcc": "mcc_chance"},
-    measures="How well the SAE finds the features that its activations were made from: decoder directions, when latents "
-    "fire, and what a hierarchy does to parents. Absorption and leak are no merit where MCC is at chance.",
+    measures="How well the SAE finds the features that its activations were made from: decoder directions, when "
+    "latents fire, and what a hierarchy does to parents. Absorption and leak are no merit where MCC is at chance.",
     not_run=not_run,
     prepare=prepare,
     measure=measure,

@@ -36,7 +36,7 @@ class Match:
 
 
 def match(decoder: Tensor, directions: NDArray[np.float32]) -> Match:
-    """Compares the rows of `decoder` (F, d), of any length, with `directions` (N, d). A row of length 0 has cosine 0."""
+    """Compares the rows of `decoder` (F, d), of any length, with `directions` (N, d). A row of zeros has cosine 0."""
     latents = torch.nn.functional.normalize(decoder.double().cpu(), dim=1)
     features = torch.nn.functional.normalize(torch.from_numpy(directions).double(), dim=1)
     return Match((latents @ features.T).numpy())
@@ -66,7 +66,7 @@ def chance_correlation(directions: NDArray[np.float32], *, num_latents: int) -> 
 
 
 def mean_leak(cosines: Match, directions: NDArray[np.float32], parents: NDArray[np.int64]) -> float:
-    """How much more a child's latent points to the parent than the child does: excess cosine, averaged over children."""
+    """How much more a child's latent points to the parent than the child does: excess cosine, mean over children."""
     children = np.flatnonzero(parents >= 0)
     above = parents[children]
     unit = directions.astype(np.float64)
