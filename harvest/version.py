@@ -38,6 +38,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="f4c7c59209ff6c8b9ff5116bdd19a8970d7a870e11bfa09d1c3c85bdd4530139",
+    code_sha256="07f0cb4ccae251202b1a05c910518d3890607c04a8acc04198ce418657ec1bbc",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

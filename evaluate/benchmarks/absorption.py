@@ -343,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="96cf47079c0258c500f9e36975b46b66c9cb250e33109eabfe6a2c049f2f8536",
+        code_sha256="b8926ee3f476e032623f56f552005bc6c942b7ae98e690355887818cf0a853e1",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a5fb9f5c15936e3c498d77d737dc41065682379abea5f3e3c73f4bdcc331f928",
+        code_sha256="96797be46b2c6e0da4d7537d9db8166c4a1b7f1924086e08409df9c9c007ea31",
     ),
     metrics={
         "autointerp_score": "higher",

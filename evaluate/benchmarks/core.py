@@ -335,7 +335,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="bbf36948f19f146acb3a8007e88e2c25b98dd68f1b254bf353ae66c386b61ab0",
+        code_sha256="f17d4bd8d6ff94b2f4263aa1158b0cb7cfa236b94947840f36ae815dfa5b186c",
     ),
     metrics={
         "explained_variance": "higher",

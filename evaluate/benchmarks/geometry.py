@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="7d9a2f54c000de8d97bf19c9da043b7ddce73e16e7e2c25ef01c6639bb2edd96",
+        code_sha256="0aa1d7fb68e88ed92716f1fe079aa95da2d66bcd52aab813f53d044ee6e28ba6",
     ),
     metrics={
         "penalty": "lower",

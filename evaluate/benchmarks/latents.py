@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="52003f6e1c804e779769928c1bce403ddba429d908762f21fff6a19c1fe821a0",
+        code_sha256="29da5d23007cb682391150efac1bbc88bec23d767ea58bcb77fe8bb2048ca703",
     ),
     metrics={
         "mean_density": "neither",

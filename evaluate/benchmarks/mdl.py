@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0f81aabd4162ac93b3734f85bd8113dea44e914cffb2aaa344214f7a6d616a0d",
+        code_sha256="1a0b05a2265e8e0585fa7015bb6678a5dc3445621ecfceb984cb7355eaf9345a",
     ),
     metrics={
         "description_length": "lower",

@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="4a31f0ca335d9627482304a92055d0207b6d14936b1c5ba6404aae08541ca2ea",
+        code_sha256="fe3782760647e68ef6d2fdffab9ede057d52148e88e68464480bf53f020a35bc",
     ),
     metrics={
         "decoder_fraction_variance_explained": "lower",

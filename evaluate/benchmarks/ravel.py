@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f8fb8566dfb00a08f9a57d8c374cba0ba7840bb58002d7203bfa5d335c6bb99e",
+        code_sha256="45e8595a76d9c3d5593272a07e046aa36c7fee4fdb14f1b266eac41c5780b6d4",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

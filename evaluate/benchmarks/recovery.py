@@ -238,7 +238,7 @@ BENCHMARK = Benchmark(
             "store/cache/truth.py",
             "store/sae/weights.py",
         ),
-        code_sha256="",
+        code_sha256="1550e6c92ccf165a7f9c7d104c2f9b4a192c4ebcc0d1e173f6c5d0b12616726e",
     ),
     metrics={
         "mcc": "higher",

@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5d0005d5bb53a2c884a2d2af91ea01fb431c670545d150df6c257c628acda40e",
+        code_sha256="eb19456588eff4b178d0490c8e0b61b7adfac71389da165a4c193819a6ee6e8a",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

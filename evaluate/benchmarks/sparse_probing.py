@@ -209,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f1dee85b9fd23cd07741d5ddf24004690ccbffb91b4a1bdc5f710af06d37f943",
+        code_sha256="277606baa69d3493fc25cbeffa3a2279ddd28420f97fe2d84a45eee1e4fefbed",
     ),
     metrics={
         "sae_test_accuracy": "higher",

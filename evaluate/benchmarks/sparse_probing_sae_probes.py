@@ -252,7 +252,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="34d04933398e0917f4756bf7595af3503e8d6ee971cec4b81eaf6e206a37ef6c",
+        code_sha256="f4065d0cb73127242f16f52ccffb4c7c5a94b626e257b9008ef48cc69877297d",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

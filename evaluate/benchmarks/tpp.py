@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e1f0d871c2901b11396c454b89daf7e161a928d6c6e1958a99a8be6944634387",
+        code_sha256="56f67c1825e2dc4a07070663a00f6b8ffe686e65e19316eb801046fb0469dd6e",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

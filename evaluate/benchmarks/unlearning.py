@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a3910e78feb7cde146a85a74851f8fc99f656aa8fda16f53cecdd92467bec288",
+        code_sha256="2b948eb587487a6cf51e40809043d4cd4b6c2003045305aaafee426881e7d9d9",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),
