@@ -23,11 +23,14 @@ from evaluate.report.inputs import ReportInputs, gather
 from evaluate.report.latents import page as latents_page
 from evaluate.report.latents.view import views
 from evaluate.report.metrics import SAME_WITHIN, Metric, columns, table_row
+from evaluate.report.recovery import found_cosine, world_tables
 from evaluate.report.references import reference_tables
 from evaluate.report.svg import series_class
 from evaluate.report.text import findings
 from store.atomic import write_bytes
+from store.cache.manifest import Manifest
 from store.cache.norm_summary import norm_summary
+from store.cache.spec import CacheSpec
 from store.cache.text_account import TextAccount, account_lines
 from store.files.open import Place
 from store.record import Record, plain
@@ -37,6 +40,7 @@ _KEY_METRICS = (
     ("core/l0", "L0", 1),
     ("core/explained_variance", "explained variance", 3),
     ("core/ce_loss_score", "CE recovered", 3),
+    ("recovery/mcc", "MCC", 3),
 )
 QUESTION = (
     "Does a penalty that makes the decoder directions of a sparse autoencoder more orthogonal give better features, "
@@ -131,12 +135,16 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
     first = next(iter(cards.values()))
     groups = seed_groups(cards, metrics)
     estimates = estimates_of_variants(groups, metrics, inputs.standard_errors())
-    shown_metrics, headlines = columns(inputs.results), headline_columns(inputs)
+    shown_metrics = [metric for metric in columns(inputs.results) if all(metric.key in of for of in metrics.values())]
+    headlines = headline_columns(inputs)
     shown = shown_in_full(cards)
     common, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
     return {
         "question": QUESTION,
         "lead": lead(inputs),
+        "title": title(inputs),
+        "worlds": world_tables(inputs),
+        "found_cosine": found_cosine(inputs),
         "key_numbers": key_numbers(inputs),
         "style": (_FOLDER / "page.css").read_text(),
         "first": first,
@@ -169,6 +177,12 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
+def title(inputs: ReportInputs) -> str:
+    """Of the page."""
+    first = next(iter(inputs.cards.values()))
+    return f"{len(inputs.cards)} SAE variants on {first.model.name}, {first.hook}"
+
+
 def lead(inputs: ReportInputs) -> str:
     """One sentence that says what the page is about."""
     spec = inputs.manifest.spec
@@ -176,6 +190,13 @@ def lead(inputs: ReportInputs) -> str:
     sizes = sorted({card.d_sae for card in inputs.cards.values()})
     kinds = dict.fromkeys(card.architecture for card in inputs.cards.values())
     hooks = list(dict.fromkeys(card.hook for card in inputs.cards.values()))
+    if spec.is_synthetic:
+        return (
+            f"{len(inputs.cards)} sparse autoencoders ({', '.join(kinds)}) of "
+            f"{listed([f'{size:,}' for size in sizes])} latents, trained on the same batches of activations that were "
+            f"made from known features ({listed(hooks)}; {first.d_model} channels), and measured on samples that they "
+            "never saw. No language model is involved."
+        )
     return (
         f"{len(inputs.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
         f"latents, trained on the same batches of "
@@ -279,8 +300,7 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     raw = manifest.raw_nbytes() * len(spec.hooks)
     stored = sum(map(manifest.stored_nbytes, spec.hooks))
     return [
-        ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
-        ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
+        *_model_facts(spec),
         ("Hooks", ", ".join(spec.hooks)),
         (
             "Rows per hook",
@@ -292,18 +312,53 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
             for hook in spec.hooks
             if (found := norm_summary(manifest.moments[hook])) is not None
         ),
+        *_window_facts(manifest),
+        ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
+        ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
+        *_lineage_facts(spec),
+        *_text_facts(manifest.text_account),
+        *(("Harvested", line) for line in (inputs.harvest_log.lines() if inputs.harvest_log else ())),
+        ("Cache digest", manifest.digest),
+    ]
+
+
+def _model_facts(spec: CacheSpec) -> list[tuple[str, str]]:
+    """Where the activations come from."""
+    if spec.is_synthetic:
+        return [("Language model", "none: known features"), ("Features", f"SHA-256 {spec.model.weights_sha256}")]
+    return [
+        ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
+        ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
+        ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
+    ]
+
+
+def _window_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """How sequences were made of tokens."""
+    spec, held_out = manifest.spec, f"{manifest.num_held_out_sequences:,}"
+    if spec.is_synthetic:
+        return [
+            ("Samples", f"{manifest.num_sequences:,} sequences of {spec.context_length}, each drawn at once"),
+            ("Held out", f"{held_out} such sequences of other samples"),
+        ]
+    return [
         ("Windows of text", f"{manifest.num_sequences:,}"),
         ("Context length", f"{spec.context_length} tokens"),
         ("Windows begin with", "BOS" if spec.first_token == "bos" else "text, without BOS"),
         ("Positions left out", ", ".join(spec.excluded_positions) or "none"),
-        ("Held out", f"{manifest.num_held_out_sequences:,} windows of documents that training never saw"),
-        ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
-        ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
-        ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
-        *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
-        *_text_facts(manifest.text_account),
-        *(("Harvested", line) for line in (inputs.harvest_log.lines() if inputs.harvest_log else ())),
-        ("Cache digest", manifest.digest),
+        ("Held out", f"{held_out} windows of documents that training never saw"),
+    ]
+
+
+def _lineage_facts(spec: CacheSpec) -> list[tuple[str, str]]:
+    """What text or which features."""
+    if not spec.is_synthetic:
+        return [("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())]
+    settings = flat(spec.text)
+    return [
+        (f"Known features: {key.removeprefix('settings.').replace('_', ' ')}", in_words(value))
+        for key, value in settings.items()
+        if key.startswith("settings.") and value is not None
     ]
 
 

@@ -24,6 +24,7 @@ from evaluate.report.findings import (
 from evaluate.report.inputs import ReportInputs
 from evaluate.report.learned_lambda import ends_finding, lambda_finding, starts_finding, states_finding
 from evaluate.report.outliers import limit_finding, outliers_finding, outliers_in
+from evaluate.report.recovery import recovery_findings
 from evaluate.report.references import reference_findings
 from store.errors import StoreError
 from store.sae.artefact import SAECard
@@ -49,6 +50,7 @@ def findings(inputs: ReportInputs) -> list[Finding]:
         results = inputs.results["geometry"]
         found.append(geometry_finding(metrics, {name: results[name].detail_numbers("max_cosine") for name in results}))
     found += [
+        *recovery_findings(inputs),
         *learned_findings(inputs),
         identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
         *remark_findings(inputs),
@@ -68,15 +70,19 @@ def core_findings(inputs: ReportInputs, reference: Mapping[str, str | None]) -> 
     if all(card.norm_limit is not None for card in cards.values()):
         outliers = None  # the figures leave them out
     errors = inputs.standard_errors()
+    synthetic = inputs.manifest.spec.is_synthetic  # there are no losses, and the true sparsity is known
     treatments = {
-        group.variants[0]: estimate(group, "core/ce_loss_score", errors) for group in seed_groups(cards, metrics)
+        group.variants[0]: estimate(group, "core/ce_loss_score", errors)
+        for group in ([] if synthetic else seed_groups(cards, metrics))
     }
     found = [outliers_finding(outliers), limit_finding(cards, metrics)]
     found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
-    found += [loss_gap_finding(metrics), reconstruction_finding(metrics, treatments)]
+    if not synthetic:
+        found += [loss_gap_finding(metrics), reconstruction_finding(metrics, treatments)]
     if BASELINE in cards:
         found.append(sparsity_finding(l0, reference))
-        found.append(baseline_sparsity_finding(l0[BASELINE], outliers=outliers is not None))
+        if not synthetic:
+            found.append(baseline_sparsity_finding(l0[BASELINE], outliers=outliers is not None))
     found.append(
         dead_latents_finding(
             {name: int(values["core/num_dead_latents"]) for name, values in metrics.items()},
