@@ -29,7 +29,9 @@ from store.record import plain
 FIRST_HELD_OUT: Final = 2**31
 """Number of the first held-out sample; training samples have smaller ones."""
 NUM_MEASURED: Final = 2**17
-"""Samples on which the firing of features is measured: training samples from number 0 on, harvested or not."""
+"""Samples on which the firing of features is measured, whatever the budget."""
+_PORTION: Final = 2**12
+"""Of them, drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def truth_files(spec: CacheSpec, *, num_held_out_sequences: int) -> dict[str, by
     truth = {}
     for hook, world in load_synthetic(spec, spec.hooks).hooks.items():
         length = spec.context_length
-        measured = [world.magnitudes(first, length) > 0 for first in range(0, NUM_MEASURED, length)]
+        measured = [world.magnitudes(first, _PORTION) > 0 for first in range(0, NUM_MEASURED, _PORTION)]
         counts = sum(fires.sum(dim=0).double() for fires in measured)
         assert isinstance(counts, Tensor)
         held_out = [
@@ -153,7 +155,7 @@ def truth_files(spec: CacheSpec, *, num_held_out_sequences: int) -> dict[str, by
         truth[hook] = truth_bytes(
             Truth(
                 directions=world.directions.float().numpy(),
-                frequencies=(counts / (len(measured) * length)).numpy(),
+                frequencies=(counts / NUM_MEASURED).numpy(),
                 parents=world.parents,
                 held_out_firing=packed(torch.cat(held_out).numpy()),
             )

@@ -38,6 +38,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="07f0cb4ccae251202b1a05c910518d3890607c04a8acc04198ce418657ec1bbc",
+    code_sha256="bbd74a33a7b60f72a79f72687e589e6b0cad3a732cf970cd4b41f0ba878648f4",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

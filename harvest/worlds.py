@@ -53,7 +53,7 @@ class World:
 
 def make_worlds(config: SyntheticConfig) -> dict[str, World]:
     """All worlds, by hook."""
-    with _one_thread():
+    with _one_thread(), _seeded(0):  # the library draws directions, which are then replaced
         return {PREFIX + name: _world(config, name, world) for name, world in config.worlds.items()}
 
 

@@ -238,7 +238,7 @@ BENCHMARK = Benchmark(
             "store/cache/truth.py",
             "store/sae/weights.py",
         ),
-        code_sha256="1550e6c92ccf165a7f9c7d104c2f9b4a192c4ebcc0d1e173f6c5d0b12616726e",
+        code_sha256="9ba2e94d71d14a1fd12e668a9382ac4db59a6f13656f8e0012a9e2dd11203bc0",
     ),
     metrics={
         "mcc": "higher",

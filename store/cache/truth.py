@@ -86,9 +86,7 @@ def read_truth(files: Files, manifest: Manifest, hook: str) -> Truth:
     try:
         arrays = load(data)
     except SafetensorError as error:
-        raise DamagedFile(
-            f"expected a safetensors file in {where}, got {error}. Run `pipeline.py store repair`"
-        ) from error
+        raise DamagedFile(f"expected safetensors in {where}, got {error}. Run `pipeline.py store repair`") from error
     num_features, _ = arrays["directions"].shape if arrays.get("directions") is not None else (0, 0)
     num_rows = manifest.split_rows("held_out")
     expected = {
