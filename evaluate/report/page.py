@@ -166,7 +166,7 @@ def page_data(inputs: ReportInputs) -> dict[str, Any]:
         "training_facts": training_facts(inputs),
         "data_facts": data_facts(inputs),
         "references": reference_tables(
-            inputs.references,
+            [] if inputs.manifest.spec.is_synthetic else inputs.references,  # of language models
             inputs.results,
             {name: cards[name] for name in shown},
             model=inputs.manifest.spec.model,

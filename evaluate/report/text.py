@@ -38,7 +38,8 @@ def findings(inputs: ReportInputs) -> list[Finding]:
     metrics, cards = inputs.metrics(), inputs.cards
     reference = {name: baseline_of(name, cards) for name in cards}
     has_core, has_geometry = "core" in inputs.results, "geometry" in inputs.results
-    found = [diverged_finding(inputs.diverged)]
+    references = [] if inputs.manifest.spec.is_synthetic else inputs.references  # of language models
+    found = [diverged_finding(inputs.diverged), *recovery_findings(inputs)]
     if has_core:
         found += core_findings(inputs, reference)
     if has_core and has_geometry:
@@ -50,11 +51,10 @@ def findings(inputs: ReportInputs) -> list[Finding]:
         results = inputs.results["geometry"]
         found.append(geometry_finding(metrics, {name: results[name].detail_numbers("max_cosine") for name in results}))
     found += [
-        *recovery_findings(inputs),
         *learned_findings(inputs),
         identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
         *remark_findings(inputs),
-        *reference_findings(inputs.references),
+        *reference_findings(references),
         seeds_finding(seed_groups(cards, metrics)),
         not_run_finding(inputs),
     ]
@@ -111,6 +111,11 @@ def not_run_finding(inputs: ReportInputs) -> Finding | None:
     names = list(inputs.not_run)
     if not names:
         return None
+    if inputs.manifest.spec.is_synthetic:
+        return Finding(
+            "note",
+            f"Not run, as most of it needs a language model: {listed(names)}. The section on benchmarks says why.",
+        )
     return Finding(
         "note",
         f"Whether the latents are better features is only partly measured here: {listed(names)} "
