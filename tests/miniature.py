@@ -15,6 +15,7 @@ def write_text(folder: Path) -> None:
 
 def shrink(params: dict[str, Any]) -> None:
     """Changes the embedded profile in the parsed params.yaml to text.jsonl and the checkpoint ./tiny."""
+    params["grid"] = {}  # one seed
     profile = params["profiles"]["embedded"]
     profile["language_model"]["name"] = "./tiny"
     profile["harvest"] |= {
@@ -28,7 +29,13 @@ def shrink(params: dict[str, Any]) -> None:
         "sequences_per_chunk": 4,
         "chunks_per_shard": 8,
     }
-    profile["train"] |= {"hook": "blocks.1.hook_resid_post", "d_sae": 48, "batch_rows": 64, "pool_bytes": 100000}
+    profile["train"] |= {
+        "hook": "blocks.1.hook_resid_post",
+        "d_sae": 48,
+        "l1": 1.5,
+        "batch_rows": 64,
+        "pool_bytes": 100000,
+    }
     profile["evaluate"]["autointerp"] |= {
         "num_latents": 6,
         "num_sequences": 8,
@@ -45,4 +52,5 @@ def shrink(params: dict[str, Any]) -> None:
     # Minutes of probes on texts that a random model cannot tell apart; they have tests of their own.
     profile["evaluate"] |= dict.fromkeys(("sparse_probing", "tpp", "sparse_probing_sae_probes"))
     profile["evaluate"]["latents"]["num_held_out_sequences"] = 8
-    profile["evaluate"]["meta_structure"]["train_steps"] = 20
+    full = params["profiles"]["embedded-full"]["evaluate"]["meta_structure"]
+    profile["evaluate"]["meta_structure"] = {**full, "train_steps": 20}

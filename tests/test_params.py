@@ -29,7 +29,8 @@ def test_a_profile_that_dvc_would_read_as_a_path_is_refused(tmp_path: Path, name
 def test_all_profiles_are_complete(tmp_path: Path) -> None:
     embedded = load_params(PARAMS)
     assert (embedded.profile_name, embedded.profile.language_model.name) == ("embedded", "embedded")
-    assert list(embedded.variants) == ["baseline", "fixed-1", "adaptive", "schedule-0p1-10", "adaptive-high"]
+    five = ["baseline", "fixed-1", "adaptive", "schedule-0p1-10", "adaptive-high"]
+    assert list(embedded.variants) == [*five, *(f"{name}-seed-{seed}" for name in five for seed in (1, 2))]
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS.read_text().replace("profile: embedded", "profile: gemma-2-2b"))
     gemma = load_params(path).profile
@@ -51,12 +52,13 @@ def test_a_profile_adds_variants_of_its_own(tmp_path: Path) -> None:
     )
     path.write_text(text.replace("    grid: {}", f"    grid: {{{hooks}}}", 1))
     variants = load_params(path).variants
-    assert list(variants)[5:] == ["baseline-hook-blocks_3_hook_resid_pre"]  # the other is the baseline itself
+    assert list(variants)[15:] == ["baseline-hook-blocks_3_hook_resid_pre"]  # the other is the baseline itself
     path.write_text(text.replace("    grid: {}", f"    grid: {{{hooks.replace('3.hook', '0.hook')}}}", 1))
     with pytest.raises(ParamsError, match=r"variant baseline-hook-blocks_0_hook_resid_pre: hook: expected one of the"):
         load_params(path)
     twice = "grid: {same: {of: all, values: {seed: [1]}}}"
-    path.write_text(text.replace("    grid: {}", f"    {twice}", 1).replace("\ngrid: {}", f"\n{twice}", 1))
+    text = text.replace("\ngrid:\n", "\ngrid:\n  same: {of: [baseline], values: {seed: [5]}}\n")
+    path.write_text(text.replace("    grid: {}", f"    {twice}", 1))
     with pytest.raises(
         ParamsError, match=r"profiles.embedded.grid: expected names that `grid` does not have, got same"
     ):
@@ -65,11 +67,11 @@ def test_a_profile_adds_variants_of_its_own(tmp_path: Path) -> None:
 
 def test_the_example_of_a_grid_in_the_file_is_the_study(tmp_path: Path) -> None:
     text = PARAMS.read_text()
-    lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#   ") and "values:" in line]
+    lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#   ") and "values:" in line]
     assert len(lines) == 2
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace("\ngrid: {}", "\n".join(["\ngrid:", *lines])))
-    # 45 of five variants, three l1, three seeds; one of three small values is new in each; 1.5 and 0 are the profile's.
+    path.write_text(text.replace("\ngrid:\n", "\n".join(["\ngrid:", *lines, ""])))
+    # Five variants, three L0 (46 is the profile's), three seeds; and three small values.
     assert len(load_params(path).variants) == 45 + 3
 
 

@@ -30,6 +30,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="807f09925a1e3f6299e749e1b1bc839dca770e70744d52d0cea0fb5f65e8247c",
+    code_sha256="014d484620cd94f72a80d1646c364631c248127b4660efe36cbb8376782bb8a1",
 )
 """Raised by hand when the same inputs give other weights or another log."""

@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, PositiveInt, StringConstraints, model_validator
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -32,6 +32,17 @@ SAELENS_FILE = "cfg.json"
 CARD_FILE = "card.json"
 LOG_FILE = "log.jsonl"
 
+Architecture = Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka-batchtopk", "gated"]
+FORM_OF: dict[Architecture, SAEForm] = {
+    "relu": "relu",
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "jumprelu": "jumprelu",
+    "matryoshka-batchtopk": "jumprelu",
+    "gated": "gated",
+}
+"""How an SAE encodes once it is trained."""
+
 _SAELENS_NAMES: dict[SAEForm, str] = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 
 
@@ -39,29 +50,29 @@ class SAECard(Record):
     """Everything known about one trained SAE."""
 
     format: Literal["sae-card/1"]
-    name: str
-    """Name of the variant."""
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    """Name of the variant: also that of its folder, and part of pages and file names."""
     key: str
     """Digest of all that the training depended on; equal keys need no retraining."""
-    architecture: Literal["relu", "topk", "batchtopk", "jumprelu", "matryoshka-batchtopk", "gated"]
+    architecture: Architecture
     """What it was trained as."""
     form: SAEForm
     """How it encodes."""
     k: int | None
     """Latents per row in the form topk."""
-    d_model: int
-    d_sae: int
-    hook: str
+    d_model: PositiveInt
+    d_sae: PositiveInt
+    hook: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]+$")]
     model: ModelIdentity
     cache_digest: str
     """Digest of the manifest of the activations it was trained on."""
-    context_length: int
+    context_length: PositiveInt
     """Tokens per sequence of those activations, BOS included."""
     first_token: FirstToken = Field(default="bos", exclude_if=lambda first: first == "bos")
     """What those sequences began with; not in the file where it was BOS. So with the next field's ("bos",)."""
     excluded_positions: tuple[str, ...] = Field(default=("bos",), exclude_if=lambda names: names == ("bos",))
     """First positions of a sequence that had no row, as CacheSpec names them."""
-    scale: float
+    scale: Annotated[float, Field(gt=0)]
     """Training saw x * scale, chosen so that E||x||^2 = d_model; already folded into the stored biases."""
     norm_limit: NormLimit | None = Field(default=None, exclude_if=lambda limit: limit is None)
     """Rows above it were no part of training; None: all rows were."""
@@ -75,6 +86,18 @@ class SAECard(Record):
     final: dict[str, float | int | str]
     """Metrics at the end of training."""
     weights_sha256: str
+
+    @model_validator(mode="after")
+    def _form_fits(self) -> "SAECard":
+        if self.form != FORM_OF[self.architecture]:
+            raise ValueError(
+                f"expected form {FORM_OF[self.architecture]!r} of a {self.architecture} SAE, got {self.form!r}"
+            )
+        if self.form == "topk" and not (self.k is not None and 1 <= self.k <= self.d_sae):
+            raise ValueError(f"expected k of 1 to d_sae = {self.d_sae} in the form topk, got {self.k}")
+        if self.form != "topk" and self.k is not None:
+            raise ValueError(f"expected no k in the form {self.form!r}, got {self.k}")
+        return self
 
 
 def save_sae(

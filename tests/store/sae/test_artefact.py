@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAE
 
 from store.errors import DamagedFile, StoreError
-from store.sae.artefact import load_sae, read_log, save_sae
+from store.sae.artefact import load_card, load_sae, read_log, save_sae
 from store.sae.geometry import unit_rows
 from store.sae.weights import SAEWeights, decode, encode, fold_scale
 from tests.store.cache_fixture import make_spec
@@ -32,7 +32,7 @@ def write(folder: Path, weights: SAEWeights | None = None) -> SAEWeights:
     fields = {
         "name": "toy",
         "key": "k" * 64,
-        "architecture": "relu",
+        "architecture": weights.form,
         "hook": "blocks.1.hook_resid_post",
         "model": make_spec().model,
         "cache_digest": "c" * 64,
@@ -156,6 +156,32 @@ def test_a_foreign_card_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
     with pytest.raises(StoreError, match=r"card\.json to hold a SAECard, but surprise"):
         load_sae(tmp_path / "toy")
+
+
+@pytest.mark.parametrize(
+    ("form", "edit", "message"),
+    [
+        ("topk", {"k": -5}, r"expected k of 1 to d_sae = 20 in the form topk, got -5"),
+        ("topk", {"k": 10**9}, r"expected k of 1 to d_sae = 20 in the form topk, got 1000000000"),
+        ("topk", {"k": None}, r"expected k of 1 to d_sae = 20 in the form topk, got None"),
+        ("relu", {"k": 3}, r"expected no k in the form 'relu', got 3"),
+        ("relu", {"architecture": "batchtopk"}, r"expected form 'jumprelu' of a batchtopk SAE, got 'relu'"),
+        ("relu", {"name": "<script>alert(1)</script>"}, r"name"),
+        ("relu", {"name": "../toy"}, r"name"),
+        ("relu", {"hook": "blocks.1<b>"}, r"hook"),
+        ("relu", {"d_sae": -20}, r"d_sae"),
+        ("relu", {"scale": 0.0}, r"scale"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_refused(
+    tmp_path: Path, form: str, edit: dict[str, object], message: str
+) -> None:
+    write(tmp_path / "toy", of_form(form))
+    path = tmp_path / "toy" / "card.json"
+    load_card(tmp_path / "toy")
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    with pytest.raises(StoreError, match=message):
+        load_card(tmp_path / "toy")
 
 
 def test_weights_that_are_not_finite_or_misshaped_are_never_written(tmp_path: Path) -> None:
