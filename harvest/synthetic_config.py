@@ -9,7 +9,7 @@ from store.record import Record
 PREFIX = "synthetic."
 """A world is harvested as the hook of this name and the world's."""
 Probability = Annotated[float, Field(gt=0, le=1)]
-WorldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,60}$")]
+WorldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,60}$")]
 
 
 class Correlation(Record):
