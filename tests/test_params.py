@@ -126,7 +126,7 @@ MISTAKES = {
     "an unknown key": (
         "num_rows: 1000000",
         "num_row: 1000000",
-        r"embedded\.harvest\.num_row: unknown key; expected one of text, synthetic, hooks, num_rows.*did you mean num_rows",
+        r"embedded\.harvest\.num_row: unknown key; expected one of text, synthetic, hooks, num_rows.*mean num_rows",
     ),
     "an unknown key of a variant": (
         FIXED_1,
