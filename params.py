@@ -31,7 +31,8 @@ class ParamsError(ValueError):
 class Profile(Record):
     """The sections of one profile, one per stage, and what it adds to the study."""
 
-    language_model: LanguageModelConfig
+    language_model: LanguageModelConfig | None
+    """null where rows are made from known features: `harvest.synthetic` then says which."""
     harvest: HarvestConfig
     train: TrainConfig
     evaluate: EvaluateConfig  # type: ignore[valid-type]  # made from the registry of benchmarks
@@ -80,6 +81,13 @@ def load_params(path: Path) -> Params:
         profile = Profile.model_validate(file.profiles[file.profile])
     except ValidationError as error:
         raise ParamsError(_explain(error, path, ("profiles", file.profile), Profile)) from error
+    if (profile.language_model is None) != (profile.harvest.synthetic is not None):
+        given = "null" if profile.language_model is None else profile.language_model.name
+        raise ParamsError(
+            f"{path}: profiles.{file.profile}: expected either a language_model or known features in "
+            f"harvest.synthetic, got language_model {given} and "
+            f"{'none' if profile.harvest.synthetic is None else 'known features'}. Set one of them to null"
+        )
     if REFERENCE_VARIANT not in file.variants:
         raise ParamsError(
             f"{path}: variants: expected one named {REFERENCE_VARIANT!r}, which the others are compared with, "

@@ -39,23 +39,29 @@ REFERENCES = Path("references")
 
 def language_model(arguments: argparse.Namespace) -> None:
     """Check every setting in params.yaml and that the language model is at hand; record which one it is."""
-    from harvest.estimate import check_model_fits
+    from harvest.estimate import check_model_fits, check_shard
     from harvest.files import check_text
+    from harvest.worlds import identity_of, make_worlds
     from language_model.load import identify, resolve
     from params import load_params
     from store.atomic import write_json
     from store.replace import check_writable
 
     params = load_params(arguments.params)
-    settings = params.profile.language_model
-    check_text(params.profile.harvest.text)
-    folder = resolve(settings.name, settings.revision)
-    identity = identify(folder, settings.name, settings.revision)
-    check_model_fits(params.profile.harvest, identity, folder=folder)
+    settings, synthetic = params.profile.language_model, params.profile.harvest.synthetic
+    if synthetic is not None:
+        check_shard(params.profile.harvest, d_model=synthetic.d_model)
+        identity = identity_of(synthetic, make_worlds(synthetic))
+    elif settings is not None and params.profile.harvest.text is not None:
+        check_text(params.profile.harvest.text)
+        folder = resolve(settings.name, settings.revision)
+        identity = identify(folder, settings.name, settings.revision)
+        check_model_fits(params.profile.harvest, identity, folder=folder)
     for output in (ACTIVATIONS, MODELS, RESULTS, REPORTS):
         check_writable(output)
     write_json(LANGUAGE_MODEL_FILE, identity)
-    print(f"params.yaml is in order; profile {params.profile_name!r} uses the language model {identity.name!r}")
+    what = "known features" if synthetic is not None else f"the language model {identity.name!r}"
+    print(f"params.yaml is in order; profile {params.profile_name!r} uses {what}")
 
 
 def harvest(arguments: argparse.Namespace) -> None:
@@ -304,13 +310,16 @@ def _decoder(model: "ModelIdentity", wanted: str | None, params: Path) -> "Calla
     from params import load_params
 
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if not model.is_language_model:
+        return None
     if wanted is not None:
         places: list[tuple[str, str | None]] = [(wanted, model.revision)]
     else:
         places = [(model.name, model.revision)]
         with contextlib.suppress(ValueError):  # sampling needs no settings
             settings = load_params(params).profile.language_model
-            places.append((settings.name, settings.revision))
+            if settings is not None:
+                places.append((settings.name, settings.revision))
     for name, revision in places:
         try:
             folder = resolve(name, revision)

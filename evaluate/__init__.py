@@ -28,6 +28,7 @@ publish.py              SAEs in a folder for a model hub
 labelled/               texts with labels
 judge/                  who explains latents and predicts from it
 benchmarks/             one file per benchmark: here one is added
+recovery/               an SAE beside the features that are known
 latents/                what latents do, for people to look at
 compare/                variants against the baseline
 report/                 the page and the summary

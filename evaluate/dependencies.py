@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evaluate.benchmarks.benchmark import Benchmark
 from store.cache.manifest import Manifest
-from store.cache.paths import row_shard_path
+from store.cache.paths import row_shard_path, truth_path
 from store.errors import MismatchedCache, StoreError
 from store.files.protocol import Files
 from store.read.tokens import read_tokens
@@ -89,6 +89,9 @@ def result_inputs(
     if "held_out_rows" in benchmark.needs:
         inputs["held_out_rows_sha256"] = _rows_digest(manifest, card.hook)
         inputs["norm_limit"] = None if card.norm_limit is None else plain(card.norm_limit)
+    if "truth" in benchmark.needs:
+        truth = manifest.files.get(truth_path(card.hook))
+        inputs["truth_sha256"] = None if truth is None else truth.sha256
     return inputs
 
 

@@ -86,7 +86,7 @@ class CountedSAE:
 
     def __init__(self, sae: "StoredSAE", rows: HeldOutRows, found: "MeasuredRows", context: BenchmarkContext) -> None:
         self._sae, self._rows, self._found, self._context = sae, rows, found, context
-        self._ignored = np.array(sorted(context.language_model.ignored_token_ids))
+        self._ignored = np.array(sorted(context.ignored_token_ids))
         self.cfg, self.device = sae.cfg, sae.device
 
     def encode(self, x: "Tensor") -> "Tensor":
@@ -153,7 +153,7 @@ def measure_rows(
         compute_variance_metrics=True,
         exclude_special_tokens_from_reconstruction=True,
     )
-    ignored = {*context.language_model.ignored_token_ids, NO_ROW}
+    ignored = {*context.ignored_token_ids, NO_ROW}
     scalars, _ = run_evals(CountedSAE(sae, rows, found, context), rows, rows, settings, ignore_tokens=ignored)
     del scalars["token_stats"]  # of the reconstruction that is not run
     return found, {group: {name: float(value) for name, value in values.items()} for group, values in scalars.items()}

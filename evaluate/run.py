@@ -43,7 +43,7 @@ def run(
     config: Record,
     *,
     benchmark: str,
-    model: LanguageModelConfig,
+    model: LanguageModelConfig | None,
     cache: Place,
     models_folder: Path,
     output: Path,
@@ -90,9 +90,9 @@ def run(
         if missing:
             subject = dataclasses.replace(subject, variants=tuple(missing))
             context = make_context(subject)
-            if "language_model" in entry.needs:
+            if "language_model" in entry.needs and not context.manifest.spec.is_synthetic:
                 print(f"evaluate {benchmark}: the language model is in {context.model_folder}", file=sys.stderr)
-            why_not = entry.not_run(settings, context)
+            why_not = _no_language_model(entry, context) or entry.not_run(settings, context)
             if why_not is not None:
                 _leave_out(benchmark, why_not, own, output, settings=settings)
                 return
@@ -110,6 +110,16 @@ def run(
                 return
         replace_folder(finished, output)
         shutil.rmtree(_aside(own), ignore_errors=True)
+
+
+def _no_language_model(benchmark: Benchmark, context: BenchmarkContext) -> NotRun | None:
+    """Why a benchmark that runs a language model cannot run where activations were made from known features."""
+    if not context.manifest.spec.is_synthetic or "language_model" not in benchmark.needs or benchmark.rows_alone:
+        return None
+    return NotRun(
+        "The activations were made from known features: there is no language model that could be run.",
+        f"Set evaluate.{benchmark.name} to null, or harvest a language model.",
+    )
 
 
 def known_benchmark(name: str) -> Benchmark:

@@ -63,7 +63,7 @@ def to_sae_bench(weights: SAEWeights, card: SAECard, *, device: torch.device) ->
         d_in=d_model,
         d_sae=d_sae,
         model_name=card.model.name,
-        hook_layer=parse_hook(card.hook).layer,
+        hook_layer=parse_hook(card.hook).layer if card.model.is_language_model else 0,
         device=device,
         dtype=torch.float32,
         hook_name=card.hook,

@@ -37,7 +37,7 @@ class Subject:
 
     benchmark: str
     settings: Record
-    model: LanguageModelConfig
+    model: LanguageModelConfig | None
     cache: Place
     models_folder: Path
     variants: tuple[str, ...]

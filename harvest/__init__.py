@@ -3,6 +3,7 @@
 config.py       its settings
 text_config.py  those of its text
 version.py      its version
+synthetic_config.py  the settings of known features in the place of text and model
 run.py          the stage: reuse shards, compute the rest, put the cache in place
 inputs.py       the language model and the text, found and identified
 estimate.py     what it needs of model, memory and disk, checked before it starts
@@ -16,6 +17,8 @@ tokens.py       documents packed into windows, held-out ones apart
 streams.py      a stream of tokens, cut into shards of windows
 counts.py       what becomes of each part of the text
 windows.py      the windows by shard, packed ahead of the model and kept on disk
+worlds.py       known features, and how they fire
+synthetic.py    activations made from them
 activations.py  several hooks in one pass that ends at the deepest
 reuse.py        shards of earlier harvests
 probe.py        a few sequences through model, codec and disk: what a harvest will take

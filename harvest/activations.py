@@ -3,10 +3,11 @@
 B sequences in a forward pass, C context length, K rows of a sequence, N rows = B * K, d d_model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,6 +31,34 @@ class CutModel:
     family: Family
     hooks: dict[str, Hook]
     """By name, in the order asked for."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights that are loaded."""
+        return sum(weights.nbytes for weights in self.decoder.parameters())
+
+    def states(self, tokens: Tensor) -> dict[str, Tensor]:
+        """The activations (B, C, d) at each hook, as computed, for `tokens` (B, C) int64 without padding."""
+        return hidden_states(self, tokens)
+
+
+class RowModel(Protocol):
+    """What gives activations for token windows: a language model, or known features."""
+
+    @property
+    def hooks(self) -> Mapping[str, object]:
+        """By name, in the order asked for."""
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        """That run one after another, for the progress bar."""
+
+    @property
+    def num_bytes(self) -> int:
+        """That it takes in memory."""
+
+    def states(self, tokens: Tensor) -> dict[str, Tensor]:
+        """The activations (B, C, d) at each hook, for `tokens` (B, C) int64."""
 
 
 def load_cut_model(folder: Path, hooks: Sequence[str], *, dtype: torch.dtype, device: str) -> CutModel:
@@ -115,7 +144,7 @@ class PendingRows:
 
 
 def start_rows(
-    model: CutModel,
+    model: RowModel,
     windows: NDArray[np.uint32],
     *,
     d_model: int,
@@ -143,7 +172,7 @@ def start_rows(
         tokens = tokens.pin_memory().to(device, non_blocking=True)
     for start in range(0, len(windows), batch_sequences):
         batch = tokens[start : start + batch_sequences]
-        states = hidden_states(model, batch)
+        states = model.states(batch)
         place = slice(start * rows_per_sequence, (start + len(batch)) * rows_per_sequence)
         stored = {hook: stored_rows(states[hook], rows_per_sequence=rows_per_sequence) for hook in model.hooks}
         if copies is None:
@@ -160,7 +189,7 @@ def start_rows(
 
 
 def harvest_rows(
-    model: CutModel,
+    model: RowModel,
     windows: NDArray[np.uint32],
     *,
     d_model: int,

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from harvest.synthetic_config import PREFIX, SyntheticConfig
 from harvest.text_config import MixtureText, Names, TextConfig
 from language_model.hooks import parse_hook
 from store.codec.names import CodecName
@@ -22,15 +23,20 @@ MAX_SHARD_BYTES = 256 * 10**6
 class HarvestConfig(Record):
     """One harvest. A row is the activation vector of one token at one hook; the first tokens of a window have none."""
 
-    text: TextConfig
+    text: TextConfig | None
+    """null where rows are made from known features: `synthetic` then says which."""
+    synthetic: SyntheticConfig | None = None
+    """Known features in the place of text and language model, for which `language_model` is null; null: rows are those
+    of a language model."""
     hooks: Names
-    """Where activations are read, such as blocks.2.hook_resid_post; all hooks are harvested in one pass."""
+    """Where activations are read, such as blocks.2.hook_resid_post; all hooks are harvested in one pass. Of known
+    features, synthetic.WORLD."""
     num_rows: int = Field(gt=0, le=10**11)
     """The budget: training rows stored for each hook, rounded down to whole sequences."""
     num_held_out_sequences: int = Field(gt=0, le=10**8)
     """Token windows of held-out documents, set apart for evaluation."""
-    held_out_fraction: float = Field(gt=0, lt=1)
-    """Share of the documents (by number) that training never sees."""
+    held_out_fraction: float | None = Field(gt=0, lt=1)
+    """Share of the documents (by number) that training never sees; null for known features."""
     context_length: int = Field(ge=3, le=2**20)
     """Tokens in a sequence, BOS included. Evaluation predicts a token from one that has a row, so there are two at
     least behind the positions that are left out."""
@@ -67,20 +73,58 @@ class HarvestConfig(Record):
     @classmethod
     def check_hooks(cls, hooks: tuple[str, ...]) -> tuple[str, ...]:
         for hook in hooks:
-            parse_hook(hook)
+            if not hook.startswith(PREFIX):
+                parse_hook(hook)
         if repeated := sorted({hook for hook in hooks if hooks.count(hook) > 1}):
             raise ValueError(f"expected every hook once, got {repeated[0]!r} more than once. Remove the repetition")
         return hooks
 
     @field_validator("text")
     @classmethod
-    def check_weight(cls, text: TextConfig) -> TextConfig:
-        if not isinstance(text, MixtureText) and text.weight != 1.0:
+    def check_weight(cls, text: TextConfig | None) -> TextConfig | None:
+        if text is not None and not isinstance(text, MixtureText) and text.weight != 1.0:
             raise ValueError(
                 f"expected no weight for a source that stands alone, got {text.weight:g}. Remove it, or give more "
                 "sources (kind: mixture)"
             )
         return text
+
+    @model_validator(mode="after")
+    def check_kind(self) -> Self:
+        if self.synthetic is None:
+            given = {"text": self.text, "held_out_fraction": self.held_out_fraction}
+            if missing := [name for name, value in given.items() if value is None]:
+                raise ValueError(
+                    f"expected {missing[0]}, as synthetic names no known features, got null. Give one of the two"
+                )
+            if wrong := [hook for hook in self.hooks if hook.startswith(PREFIX)]:
+                raise ValueError(
+                    f"expected hooks of a language model, as synthetic names no known features, got {wrong[0]!r}. "
+                    "Change hooks, or give synthetic"
+                )
+            return self
+        worlds = [PREFIX + name for name in self.synthetic.worlds]
+        if unknown := [hook for hook in self.hooks if hook not in worlds]:
+            raise ValueError(
+                f"expected hooks among the worlds of synthetic: {', '.join(worlds)}, got {unknown[0]!r}. "
+                "Change hooks, or add the world"
+            )
+        wanted: dict[str, object] = {
+            "text": None, "held_out_fraction": None, "first_token": "text", "num_positions_left_out": 0,
+            "separator": None,
+        }  # fmt: skip
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"expected {name}: {'null' if value is None else value} with known features (synthetic), whose "
+                    f"samples stand for tokens, got {getattr(self, name)!r}. Change it"
+                )
+        if max(self.num_rows, self.num_held_out_sequences * self.context_length) > 2**31:
+            raise ValueError(
+                f"expected at most {2**31} samples of known features in each split, got num_rows {self.num_rows} and "
+                f"{self.num_held_out_sequences} held-out sequences of {self.context_length}. Lower them"
+            )
+        return self
 
     @model_validator(mode="after")
     def check_sizes(self) -> Self:

@@ -14,7 +14,7 @@ import torch
 from compute.cluster import connect, local_cluster, workers_of
 from compute.progress import phase, progress, say
 from compute.stop import stop_on_signals
-from harvest.activations import CutModel
+from harvest.activations import RowModel
 from harvest.inputs import Inputs
 from harvest.partitions import Job, harvest_on_workers, harvest_software, probe_on_worker
 from harvest.probe import Estimate, Probe, probe
@@ -28,6 +28,7 @@ from harvest.shards import (
     missing_rows,
     missing_shards,
 )
+from harvest.synthetic import SampleNumbers
 from harvest.windows import WindowSource
 from store.lease import Lease
 from store.write.writer import CacheWriter
@@ -57,7 +58,7 @@ class Missing:
 
     writer: CacheWriter
     shards: list[ShardPlace]
-    windows: WindowSource
+    windows: WindowSource | SampleNumbers
     inputs: Inputs
     place: Path
     """The folder whose lease is held."""
@@ -132,7 +133,7 @@ def _here(missing: Missing, resources: HarvestResources, estimate_only: bool) ->
             ) from None
 
 
-def _compute(missing: Missing, model: CutModel, *, device: str, check: Callable[[], object]) -> Done:
+def _compute(missing: Missing, model: RowModel, *, device: str, check: Callable[[], object]) -> Done:
     writer, started = missing.writer, time.monotonic()
     total = (writer.num_sequences + writer.num_held_out_sequences) * writer.spec.rows_per_sequence
     with progress("harvest", total=total, unit="row", done=total - missing_rows(writer, missing.shards)) as count:
@@ -159,7 +160,7 @@ def _on_cluster(missing: Missing, resources: HarvestResources, estimate_only: bo
     writer = missing.writer
     job = Job(
         spec=writer.spec,
-        model_folder=missing.inputs.model_folder.resolve(),
+        model_folder=None if missing.inputs.model_folder is None else missing.inputs.model_folder.resolve(),
         hooks=missing.hooks,
         place=missing.place.resolve(),
         token=missing.lease.token,

@@ -28,9 +28,14 @@ def check_model_fits(config: HarvestConfig, identity: ModelIdentity, *, folder: 
             f"expected a context_length of at most the {positions} positions of {identity.name}, got "
             f"{config.context_length}. Lower harvest.context_length"
         )
-    sequences_per_chunk, chunks_per_shard = config.chunking(d_model=identity.d_model)
+    check_shard(config, d_model=identity.d_model)
+
+
+def check_shard(config: HarvestConfig, *, d_model: int) -> None:
+    """ValueError where a shard would not fit in memory."""
+    sequences_per_chunk, chunks_per_shard = config.chunking(d_model=d_model)
     shard_sequences = min(sequences_per_chunk * chunks_per_shard, config.num_sequences)
-    shard_bytes = shard_sequences * config.rows_per_sequence * identity.d_model * 2
+    shard_bytes = shard_sequences * config.rows_per_sequence * d_model * 2
     if shard_bytes > MAX_SHARD_BYTES:
         raise ValueError(
             f"expected shards of at most {MAX_SHARD_BYTES / 1e9:.1f} GB a hook, because they are built in memory, got "

@@ -1,11 +1,12 @@
-"""What a harvest reads: a language model and a text, found, checked and identified."""
+"""What a harvest reads, found, checked and identified: a language model and a text, or features that are known."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from compute.code_version import tell_if_edited
 from harvest.config import HarvestConfig
-from harvest.estimate import check_model_fits
+from harvest.estimate import check_model_fits, check_shard
+from harvest.synthetic import synthetic_spec
 from harvest.text import TextSource, open_text
 from harvest.tokens import packing_of
 from harvest.version import HARVEST_VERSION
@@ -17,15 +18,23 @@ from store.cache.spec import CacheSpec, position_names
 
 @dataclass(frozen=True)
 class Inputs:
-    """A language model, a text, and the spec of the cache that they give."""
+    """A language model, a text, and the spec of the cache that they give; with known features there are no such two."""
 
-    model_folder: Path
-    text: TextSource
+    model_folder: Path | None
+    text: TextSource | None
     spec: CacheSpec
 
 
-def open_inputs(config: HarvestConfig, model: LanguageModelConfig) -> Inputs:
-    """Finds the language model and the text. Raises ValueError, with what to do, for one that cannot be used."""
+def open_inputs(config: HarvestConfig, model: LanguageModelConfig | None) -> Inputs:
+    """Finds the language model and the text. Raises ValueError, with what to do, for one that cannot be used.
+
+    Where rows are made from known features, their directions are made here.
+    """
+    if config.synthetic is not None:
+        check_shard(config, d_model=config.synthetic.d_model)
+        return Inputs(model_folder=None, text=None, spec=synthetic_spec(config))
+    if model is None or config.text is None or config.held_out_fraction is None:
+        raise ValueError("expected a language_model and a harvest.text, as harvest.synthetic is null. Give both")
     folder = resolve(model.name, model.revision)
     identity = identify(folder, model.name, model.revision)
     check_model_fits(config, identity, folder=folder)

@@ -19,10 +19,11 @@ from compute.cluster import refuse_other_software, run_on_workers, worker_name, 
 from compute.progress import progress
 from compute.software import Software, software_here
 from compute.stop import StopRequest
-from harvest.activations import CutModel
+from harvest.activations import RowModel
 from harvest.probe import Probe, probe
 from harvest.shards import MAX_PENDING_BYTES, ShardPlace, Stopped, harvest_shards, load_cut, missing_rows
 from harvest.streams import Tokens
+from harvest.synthetic import SampleNumbers, sample_numbers
 from harvest.version import HARVEST_VERSION
 from harvest.windows import ACCOUNT_FILE, WindowSource, read_shard
 from language_model.identity import weights_digest
@@ -41,7 +42,7 @@ MAX_SHARDS = 16
 """Of a partition."""
 
 
-_loaded: dict[tuple[Path, str, tuple[str, ...]], CutModel] = {}
+_loaded: dict[tuple[Path | None, str, tuple[str, ...]], RowModel] = {}
 """The language model of this worker; one at most."""
 
 
@@ -50,7 +51,8 @@ class Job:
     """What all partitions of a harvest share: plain data that travels to workers."""
 
     spec: CacheSpec
-    model_folder: Path
+    model_folder: Path | None
+    """None where rows are made from known features."""
     hooks: tuple[str, ...]
     """That the model computes."""
     place: Path
@@ -116,7 +118,7 @@ def harvest_on_workers(
     client: Any,  # noqa: ANN401 - distributed has no types
     cache: GrowingCache,
     shards: Sequence[ShardPlace],
-    windows: WindowSource,
+    windows: WindowSource | SampleNumbers,
     job: Job,
 ) -> str | None:
     """Commits the shards to `cache` on the workers; what stopped them, if anything did.
@@ -246,6 +248,9 @@ def _rows_done(job: Job, place: ShardPlace, num_rows: int) -> float:
 
 def _await_windows(job: Job, split: Split, shard: int, *, check: Callable[[], object]) -> Tokens:
     """The windows of a shard, once the process that planned the harvest has packed them."""
+    if job.model_folder is None:
+        num_sequences = {"training": job.num_sequences, "held_out": job.num_held_out_sequences}[split]
+        return sample_numbers(job.spec, split, shard, num_sequences=num_sequences)
     folder = job.folder / "windows"
     while True:
         all_packed = (folder / ACCOUNT_FILE).exists()
@@ -258,13 +263,14 @@ def _await_windows(job: Job, split: Split, shard: int, *, check: Callable[[], ob
         time.sleep(0.1)
 
 
-def _model(job: Job) -> CutModel:
+def _model(job: Job) -> RowModel:
     """The language model of this worker, loaded once."""
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
     key = (job.model_folder, job.spec.digest, job.hooks)
     if key not in _loaded:
-        expected, found = job.spec.model.weights_sha256, weights_digest(job.model_folder)
+        expected = job.spec.model.weights_sha256
+        found = expected if job.model_folder is None else weights_digest(job.model_folder)
         if found != expected:
             raise MismatchedCache(
                 f"expected the language model {expected[:12]} in {job.model_folder}, found {found[:12]}: this worker "

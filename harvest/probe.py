@@ -12,7 +12,7 @@ import torch
 
 from compute.memory import available
 from compute.progress import amount, duration
-from harvest.activations import CutModel, harvest_rows
+from harvest.activations import RowModel, harvest_rows
 from harvest.streams import Tokens
 from store.cache.spec import CacheSpec
 from store.codec.registry import decode_chunk, encode_chunk
@@ -48,7 +48,7 @@ class Probe:
 
 
 def probe(
-    model: CutModel, spec: CacheSpec, tokens: Tokens, *, folder: Path, device: str, num_tokens: int, thorough: bool
+    model: RowModel, spec: CacheSpec, tokens: Tokens, *, folder: Path, device: str, num_tokens: int, thorough: bool
 ) -> Probe:
     """Runs some of the windows `tokens` (sequences, context_length) through model and codec, and a file to `folder`.
 
@@ -81,7 +81,7 @@ def probe(
         decode_bytes_per_second=raw / decode_seconds,
         write_bytes_per_second=write,
         read_bytes_per_second=read,
-        model_bytes=sum(weights.nbytes for weights in model.decoder.parameters()),
+        model_bytes=model.num_bytes,
         memory_bytes=available(torch.device("cpu")),
         num_threads=os.cpu_count() or 1,
         on_gpu=torch.device(device).type == "cuda",
@@ -89,7 +89,7 @@ def probe(
 
 
 def _time_model(
-    model: CutModel, spec: CacheSpec, tokens: Tokens, *, device: str, num_tokens: float
+    model: RowModel, spec: CacheSpec, tokens: Tokens, *, device: str, num_tokens: float
 ) -> tuple[dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint16]]], float]:
     """Rows by hook, and tokens a second."""
     number, seconds = 1, 0.0

@@ -5,6 +5,7 @@ from pathlib import Path
 from harvest.config import HarvestConfig
 from harvest.inputs import open_inputs
 from harvest.shards import MAX_PENDING_BYTES, harvest_shards, load_cut, missing_shards, window_source
+from harvest.synthetic import truth_files
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import Manifest
 from store.cache.spec import check_spec
@@ -19,7 +20,7 @@ def harvest_again(
     lease: Lease,
     *,
     config: HarvestConfig,
-    model: LanguageModelConfig,
+    model: LanguageModelConfig | None,
     damaged: Path,
     device: str,
 ) -> None:
@@ -35,6 +36,7 @@ def harvest_again(
             "num_held_out_sequences": manifest.num_held_out_sequences,
         }
     )
+    device = "cpu" if config.synthetic is not None else device
     inputs = open_inputs(wanted, model)
     check_spec(manifest.spec, inputs.spec, where=str(damaged))
     with CacheWriter(
@@ -53,4 +55,7 @@ def harvest_again(
             with window_source(saved, inputs, wanted) as windows:
                 model_of_it = load_cut(inputs.model_folder, inputs.spec, inputs.spec.hooks, device=device)
                 harvest_shards(writer, missing, model_of_it, windows=windows.shard, device=device)
-        writer.finish(text_account=manifest.text_account)
+        truth = None
+        if inputs.spec.is_synthetic:
+            truth = truth_files(inputs.spec, num_held_out_sequences=manifest.num_held_out_sequences)
+        writer.finish(text_account=manifest.text_account, truth=truth)

@@ -3,6 +3,7 @@
 A process that is killed or stopped loses the shard it was computing; the next run continues behind the committed ones.
 """
 
+import dataclasses
 import shutil
 import socket
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from harvest.estimate import check_free_space
 from harvest.inputs import open_inputs
 from harvest.reuse import reuse_shards, tell_what_is_reused
 from harvest.shards import MAX_PENDING_BYTES, missing_hooks, missing_rows, missing_shards, window_source
+from harvest.synthetic import truth_files
 from language_model.config import LanguageModelConfig
 from store.cache.manifest import Manifest
 from store.cache.split import SPLITS
@@ -32,7 +34,7 @@ DIGESTS_FILE = "digests.json"
 def run(
     config: HarvestConfig,
     *,
-    model: LanguageModelConfig,
+    model: LanguageModelConfig | None,
     output: Path,
     scratch: Path,
     resources: HarvestResources,
@@ -50,7 +52,9 @@ def run(
         ValueError: (with what to do) a model, text or setting that cannot be used, or a harvest that cannot fit.
         Busy: another harvest runs.
     """
-    with phase("harvest", "finding the language model and the text"):
+    if config.synthetic is not None:
+        resources = dataclasses.replace(resources, device="cpu")  # where samples are drawn
+    with phase("harvest", "making the features" if config.synthetic else "finding the language model and the text"):
         inputs = open_inputs(config, model)
     spec = inputs.spec
     place = assembly_folder(output, scratch)  # a cache is too large to be copied at the end
@@ -88,7 +92,11 @@ def run(
                     return None
                 if account is None:
                     account = windows.account()
-            manifest = writer.finish(text_account=account)
+            truth = None
+            if spec.is_synthetic:
+                with phase("harvest", "measuring how often each feature fires"):
+                    truth = truth_files(spec, num_held_out_sequences=config.num_held_out_sequences)
+            manifest = writer.finish(text_account=account, truth=truth)
         lease.check()
         log = read_harvest_log(output)
         runs = log.runs if log is not None and has_earlier else ()

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from compute.progress import counting_layers, phase
-from harvest.activations import CutModel, PendingRows, load_cut_model, start_rows
+from harvest.activations import PendingRows, RowModel, load_cut_model, start_rows
 from harvest.config import HarvestConfig
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
 from harvest.streams import Tokens
+from harvest.synthetic import SampleNumbers, load_synthetic
 from harvest.tokens import separator_id
 from harvest.windows import WindowSource
 from language_model.tokenizer import load_tokenizer
@@ -55,8 +56,17 @@ def missing_hooks(cache: GrowingCache, shards: Sequence[ShardPlace]) -> tuple[st
     return tuple(hook for hook in cache.spec.hooks if hook in needed)
 
 
-def window_source(saved: Path, inputs: Inputs, config: HarvestConfig) -> WindowSource:
-    """The token windows, by shard; the folder `saved` keeps them, for a run that is interrupted and for workers."""
+def window_source(saved: Path, inputs: Inputs, config: HarvestConfig) -> WindowSource | SampleNumbers:
+    """The token windows, by shard; the folder `saved` keeps them, for a run that is interrupted and for workers.
+
+    Numbers of samples are kept nowhere.
+    """
+    if inputs.text is None or inputs.model_folder is None:
+        return SampleNumbers(
+            inputs.spec,
+            num_sequences=config.num_sequences,
+            num_held_out_sequences=config.num_held_out_sequences,
+        )
     return WindowSource(
         saved,
         inputs.text,
@@ -68,8 +78,10 @@ def window_source(saved: Path, inputs: Inputs, config: HarvestConfig) -> WindowS
     )
 
 
-def load_cut(folder: Path, spec: CacheSpec, hooks: Sequence[str], *, device: str) -> CutModel:
-    """The language model up to the deepest of the hooks."""
+def load_cut(folder: Path | None, spec: CacheSpec, hooks: Sequence[str], *, device: str) -> RowModel:
+    """The language model in a folder up to the deepest of the hooks; or the known features that stand in its place."""
+    if folder is None:
+        return load_synthetic(spec, hooks)
     with phase("harvest", f"loading the language model {spec.model.name}"):
         return load_cut_model(folder, hooks, dtype=getattr(torch, spec.compute_dtype), device=device)
 
@@ -77,7 +89,7 @@ def load_cut(folder: Path, spec: CacheSpec, hooks: Sequence[str], *, device: str
 def harvest_shards(
     writer: CacheWriter,
     shards: Sequence[ShardPlace],
-    model: CutModel,
+    model: RowModel,
     *,
     windows: Callable[[Split, int], Tokens],
     device: str,

@@ -21,6 +21,8 @@ HARVEST_VERSION = CodeVersion(
         "harvest/shards.py",
         "harvest/text.py",
         "harvest/streams.py",
+        "harvest/synthetic.py",
+        "harvest/worlds.py",
         "harvest/tokens.py",
         "harvest/windows.py",
         "language_model/checkpoint.py",

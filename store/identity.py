@@ -13,7 +13,7 @@ Size = Annotated[int, Field(ge=1, le=2**40)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-RESERVED_NAMES = ("tokens", "shards", "held_out")
+RESERVED_NAMES = ("tokens", "shards", "held_out", "truth")
 """What stands beside the hooks in a cache, and so cannot be the name of one."""
 
 
@@ -32,7 +32,11 @@ IDENTIFIED_BY_TENSORS: Final = ":tensors"
 
 
 class ModelIdentity(Record):
-    """Which language model exactly: its name and revision are labels, its digests are what counts."""
+    """Which language model exactly: its name and revision are labels, its digests are what counts.
+
+    Activations made from known features have no language model. Its place is taken by those features: `name` is
+    `synthetic`, there are no layers and no tokenizer, the digest is that of the features and of how they fire.
+    """
 
     name: str
     """`embedded`, the hub id, or for a local folder its kind and the beginning of its digest."""
@@ -42,12 +46,18 @@ class ModelIdentity(Record):
     """Digest over the settings of config.json and the tensors, with `IDENTIFIED_BY_TENSORS` behind it. Caches of
     earlier versions have one over names and bytes of files, without it; such a model is known by its labels too."""
     tokenizer_sha256: str
-    """Digest of tokenizer.json."""
+    """Digest of tokenizer.json; `none` where there is no language model."""
     d_model: Size
-    num_layers: Size
+    num_layers: Count
+    """0 where there is no language model."""
     vocab_size: Size
     bos_token_id: Count | None
     """None for a model without BOS."""
+
+    @property
+    def is_language_model(self) -> bool:
+        """False where activations were made from known features."""
+        return self.num_layers > 0
 
     def identifying(self) -> dict[str, Any]:
         """What two identities of the same model have in common, as JSON: everything but labels."""

@@ -1,6 +1,7 @@
 """Every mistake that a newcomer can make in params.yaml has one clear message, before anything is removed."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,52 @@ def test_a_profile_adds_variants_of_its_own(tmp_path: Path) -> None:
         load_params(path)
 
 
+def test_the_synthetic_profile_trains_at_every_world_with_every_seed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = PARAMS.read_text().replace("profile: embedded", "profile: synthetic", 1)
+    path.write_text(text)
+    params = load_params(path)
+    assert params.profile.language_model is None
+    assert len(params.profile.harvest.hooks) == 3
+    places = Counter(
+        (variant.hook or params.profile.train.hook, variant.seed or 0) for variant in params.variants.values()
+    )
+    assert set(places) == {(hook, seed) for hook in params.profile.harvest.hooks for seed in (0, 1, 2)}
+    assert len(set(places.values())) == 1
+    assert len(params.profile.harvest.hooks) * 3 * places["synthetic.orthogonal", 0] == len(params.variants)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "language_model: null",
+            "language_model: {name: embedded, revision: null, compute_dtype: float32}",
+            "expected either a language_model or known features in harvest.synthetic, got language_model embedded and "
+            "known features",
+        ),
+        (
+            "num_features: 128",
+            "num_feature: 128",
+            r"harvest\.synthetic\.num_feature: unknown key.*did you mean num_feat",
+        ),
+        ("hook: synthetic.orthogonal", "hook: synthetic.other", r"train\.hook: expected one of the harvested hooks"),
+        (
+            "hooks: [synthetic.orthogonal,",
+            "hooks: [synthetic.orthogonl,",
+            "expected hooks among the worlds of synthetic",
+        ),
+    ],
+)
+def test_a_mistake_about_known_features_has_one_message(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = PARAMS.read_text().replace("profile: embedded", "profile: synthetic", 1)
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ParamsError, match=message):
+        load_params(path)
+
+
 def test_the_example_of_a_grid_in_the_file_is_the_study(tmp_path: Path) -> None:
     text = PARAMS.read_text()
     lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#   ") and "values:" in line]
@@ -79,7 +126,7 @@ MISTAKES = {
     "an unknown key": (
         "num_rows: 1000000",
         "num_row: 1000000",
-        r"embedded\.harvest\.num_row: unknown key; expected one of text, hooks, num_rows.*did you mean num_rows",
+        r"embedded\.harvest\.num_row: unknown key; expected one of text, synthetic, hooks, num_rows.*mean num_rows",
     ),
     "an unknown key of a variant": (
         FIXED_1,

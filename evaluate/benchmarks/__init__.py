@@ -16,4 +16,5 @@ absorption.py      first letters that a narrower latent takes over
 ravel.py           one attribute of an entity changed, the others left
 unlearning.py      knowledge removed by clamping latents
 latents.py         where latents fire, for people to look at
+recovery.py        known features found again
 """

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Better = Literal["higher", "lower", "neither"]
 """Which direction of a metric is the good one, as whoever published it means it."""
 
-Need = Literal["decoder", "language_model", "held_out_tokens", "held_out_rows", "labelled_text", "judge", "hub"]
+Need = Literal[
+    "decoder", "language_model", "held_out_tokens", "held_out_rows", "labelled_text", "judge", "hub", "truth"
+]
 NEEDS: dict[Need, str] = {
     "decoder": "the SAE alone",
     "language_model": "the language model",
@@ -28,6 +30,7 @@ NEEDS: dict[Need, str] = {
     "labelled_text": "texts with labels",
     "judge": "a judge that explains latents",
     "hub": "data that only a hub has",
+    "truth": "the features that activations were made from",
 }
 
 
@@ -119,6 +122,8 @@ class Benchmark:
     """Raised by hand when the same inputs give other metrics: results of other versions are not reused."""
     metrics: Mapping[str, Better]
     """Their names in its results. Where results of several benchmarks meet they are `<benchmark>/<metric>`."""
+    rows_alone: bool = False
+    """Whether it measures what it can where activations were made from known features, without a language model."""
     optional: frozenset[str] = frozenset()
     """Metrics that some SAEs do not have, because they are too small or something cannot be measured on them."""
     headlines: tuple[str, ...]

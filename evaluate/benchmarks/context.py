@@ -36,7 +36,8 @@ class BenchmarkContext:
     place: "Place"
     """The activation cache: manifest, and held-out tokens and rows where they are there."""
     manifest: "Manifest"
-    model: "LanguageModelConfig"
+    model: "LanguageModelConfig | None"
+    """None where activations were made from known features."""
     cards: "Mapping[str, SAECard]"
     """The SAEs of this run."""
     held_out: NDArray[np.uint32]
@@ -65,6 +66,11 @@ class BenchmarkContext:
         """
         from language_model.load import identify, resolve
 
+        if self.model is None:
+            raise MismatchedCache(
+                f"expected a language model, as the cache was made with {self.manifest.spec.model.name}, got "
+                "language_model null. Name it in params.yaml"
+            )
         folder = resolve(self.model.name, self.model.revision)
         identity = identify(folder, name=self.model.name, revision=self.model.revision)
         wanted = self.manifest.spec.model
@@ -83,6 +89,13 @@ class BenchmarkContext:
 
         dtype = getattr(torch, self.manifest.spec.compute_dtype)
         return LoadedModel(self.model_folder, name=self.manifest.spec.model.name, dtype=dtype, device=self.device)
+
+    @property
+    def ignored_token_ids(self) -> frozenset[int]:
+        """Tokens whose rows never count, such as padding; none where tokens are numbers of samples."""
+        if self.manifest.spec.is_synthetic:
+            return frozenset()
+        return frozenset(self.language_model.ignored_token_ids)
 
     @cached_property
     def held_out_cache(self) -> "ActivationCache":

@@ -82,11 +82,26 @@ def num_steps(config: CoreConfig) -> int:
 
 
 def prepare(config: CoreConfig, context: BenchmarkContext) -> CoreSetUp:
-    """Runs the language model once without any SAE and once with the hook set to zero, for each hook of the SAEs."""
+    """Runs the language model once without any SAE and once with the hook set to zero, for each hook of the SAEs.
+
+    Where there is none, as activations were made from known features, rows alone are read.
+    """
+    context.held_out_cache.check_hook(context.hooks[0])
+    folders = {} if context.manifest.spec.is_synthetic else _prepare_losses(config, context)
+    spec = context.manifest.spec
+    numbers = np.arange(config.num_sparsity_sequences * spec.rows_per_sequence)
+    fitting = ROWS_BYTES // (2 * spec.model.d_model * len(context.hooks))
+    return CoreSetUp(
+        folders,
+        {hook: context.held_out_cache.rows(hook, numbers[:fitting], split="held_out") for hook in context.hooks},
+    )
+
+
+def _prepare_losses(config: CoreConfig, context: BenchmarkContext) -> dict[str, Path]:
+    """By hook, the folder of the language model's activations and losses without any SAE."""
     from evaluate.language_model_loss import keep_losses
     from evaluate.upper_layers import Resumable
 
-    context.held_out_cache.check_hook(context.hooks[0])
     check_memory(config, context)
     tokens = context.held_out[: config.num_reconstruction_sequences]
     folders = {}
@@ -115,13 +130,7 @@ def prepare(config: CoreConfig, context: BenchmarkContext) -> CoreSetUp:
                 )
                 kept.finish()
             folders[hook] = kept.path
-    spec = context.manifest.spec
-    numbers = np.arange(config.num_sparsity_sequences * spec.rows_per_sequence)
-    fitting = ROWS_BYTES // (2 * spec.model.d_model * len(context.hooks))
-    return CoreSetUp(
-        folders,
-        {hook: context.held_out_cache.rows(hook, numbers[:fitting], split="held_out") for hook in context.hooks},
-    )
+    return folders
 
 
 def memory_needed(config: CoreConfig, context: BenchmarkContext) -> int:
@@ -170,13 +179,21 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, sh
     the SAE was trained with, and the same over all rows as `..._all_rows` (equal where there is no limit); of all rows
     l2_ratio, num_dead_latents, fraction_dead_latents, num_constant_latents; of all positions ce_loss_without_sae,
     ce_loss_with_sae, ce_loss_with_ablation (the hook set to zero everywhere), ce_loss_score = (ablation - with) /
-    (ablation - without), and the three kl_div metrics alike.
+    (ablation - without), and the three kl_div metrics alike; none of them without a language model.
     Cross-entropies are nats per token; predictions made from BOS are left out.
     """
     from evaluate.sae_bench import to_sae_bench
 
     adapted = to_sae_bench(sae.weights, sae.card, device=context.device)
-    losses, losses_without_one, num_predictions = _losses(adapted, config, context, shared.folders[sae.card.hook])
+    losses: dict[str, float] = {}
+    losses_without_one: dict[str, Array] = {}
+    basis = {}
+    if (folder := shared.folders.get(sae.card.hook)) is not None:
+        losses, losses_without_one, num_predictions = _losses(adapted, config, context, folder)
+        basis = {
+            "predictions": num_predictions,
+            "sequences_of_predictions": config.num_reconstruction_sequences,
+        }
     found, of_sae_bench = measure_rows(
         adapted,
         context,
@@ -208,8 +225,7 @@ def measure(sae: EvaluatedSAE, config: CoreConfig, context: BenchmarkContext, sh
         basis={
             "rows": within.num_rows,
             "sequences": config.num_sparsity_sequences,
-            "predictions": num_predictions,
-            "sequences_of_predictions": config.num_reconstruction_sequences,
+            **basis,
         },
         standard_errors=standard_errors(left_out),
         arrays=as_arrays(left_out),
@@ -237,7 +253,7 @@ def _remarks(
         remarks.append(
             f"Explained variance is {rows['explained_variance']:.3g}: the mean activation would reconstruct better."
         )
-    if losses["ce_loss_score"] < 0.0:
+    if losses.get("ce_loss_score", 0.0) < 0.0:
         remarks.append("The language model loses more with this SAE than with the hook set to zero.")
     return tuple(remarks)
 
@@ -351,6 +367,18 @@ BENCHMARK = Benchmark(
         "kl_div_score": "higher",
     },
     units="sequences",
+    rows_alone=True,
+    optional=frozenset(
+        {
+            "ce_loss_without_sae",
+            "ce_loss_with_sae",
+            "ce_loss_with_ablation",
+            "ce_loss_score",
+            "kl_div_with_sae",
+            "kl_div_with_ablation",
+            "kl_div_score",
+        }
+    ),
     headlines=("explained_variance", "ce_loss_score"),
     measures="How well the SAE reconstructs held-out activations, how sparse it is, and what the language model loses "
     "when it runs on the reconstruction (sae-bench core).",

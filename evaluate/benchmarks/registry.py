@@ -13,6 +13,7 @@ from evaluate.benchmarks import (
     mdl,
     meta_structure,
     ravel,
+    recovery,
     scr,
     sparse_probing,
     sparse_probing_sae_probes,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ravel.BENCHMARK,
         unlearning.BENCHMARK,
         latents.BENCHMARK,
+        recovery.BENCHMARK,
     )
 }
 

@@ -13,6 +13,7 @@ text.py            which other sentences it has, and their order
 findings.py        these sentences
 outliers.py        the sentence on rows that outweigh all others
 learned_lambda.py  the sentences on learned lambdas
+recovery.py        known features found again, world by world
 references.py      published results as rows
 probing.py         probing results that are no scores
 latents/           the latent browser

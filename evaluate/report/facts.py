@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluate.report.inputs import ReportInputs
+from store.cache.manifest import Manifest
 from store.cache.norm_summary import norm_summary
+from store.cache.spec import CacheSpec
 from store.cache.text_account import TextAccount, account_lines
 from store.record import plain
 
@@ -76,8 +78,7 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
     raw = manifest.raw_nbytes() * len(spec.hooks)
     stored = sum(map(manifest.stored_nbytes, spec.hooks))
     return [
-        ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
-        ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
+        *_model_facts(spec),
         ("Hooks", ", ".join(spec.hooks)),
         (
             "Rows per hook",
@@ -89,18 +90,53 @@ def data_facts(inputs: ReportInputs) -> list[tuple[str, str]]:
             for hook in spec.hooks
             if (found := norm_summary(manifest.moments[hook])) is not None
         ),
+        *_window_facts(manifest),
+        ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
+        ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
+        *_lineage_facts(spec),
+        *_text_facts(manifest.text_account),
+        *(("Harvested", line) for line in (inputs.harvest_log.lines() if inputs.harvest_log else ())),
+        ("Cache digest", manifest.digest),
+    ]
+
+
+def _model_facts(spec: CacheSpec) -> list[tuple[str, str]]:
+    """Where the activations come from."""
+    if spec.is_synthetic:
+        return [("Language model", "none: known features"), ("Features", f"SHA-256 {spec.model.weights_sha256}")]
+    return [
+        ("Language model", f"{spec.model.name}{f' at {spec.model.revision}' if spec.model.revision else ''}"),
+        ("Model weights", f"SHA-256 {spec.model.weights_sha256}"),
+        ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
+    ]
+
+
+def _window_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """How sequences were made of tokens."""
+    spec, held_out = manifest.spec, f"{manifest.num_held_out_sequences:,}"
+    if spec.is_synthetic:
+        return [
+            ("Samples", f"{manifest.num_sequences:,} sequences of {spec.context_length}, each drawn at once"),
+            ("Held out", f"{held_out} such sequences of other samples"),
+        ]
+    return [
         ("Windows of text", f"{manifest.num_sequences:,}"),
         ("Context length", f"{spec.context_length} tokens"),
         ("Windows begin with", "BOS" if spec.first_token == "bos" else "text, without BOS"),
         ("Positions left out", ", ".join(spec.excluded_positions) or "none"),
-        ("Held out", f"{manifest.num_held_out_sequences:,} windows of documents that training never saw"),
-        ("Raw", f"{raw / 1e6:,.1f} MB of bfloat16"),
-        ("Stored", f"{stored / 1e6:,.1f} MB as {spec.codec}, {raw / stored:.3f} times smaller, without loss"),
-        ("Forward pass", f"{spec.compute_dtype}, {spec.forward_batch_sequences} windows at a time"),
-        *(("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())),
-        *_text_facts(manifest.text_account),
-        *(("Harvested", line) for line in (inputs.harvest_log.lines() if inputs.harvest_log else ())),
-        ("Cache digest", manifest.digest),
+        ("Held out", f"{held_out} windows of documents that training never saw"),
+    ]
+
+
+def _lineage_facts(spec: CacheSpec) -> list[tuple[str, str]]:
+    """What text or which features."""
+    if not spec.is_synthetic:
+        return [("Text: " + key.replace("_", " "), in_words(plain(value))) for key, value in sorted(spec.text.items())]
+    settings = flat(spec.text)
+    return [
+        (f"Known features: {key.removeprefix('settings.').replace('_', ' ')}", in_words(value))
+        for key, value in settings.items()
+        if key.startswith("settings.") and value is not None
     ]
 
 

@@ -111,12 +111,13 @@ def trade_finding(metrics: Mapping[str, Mapping[str, float]], reference: Mapping
     found, base = metrics[name], metrics[other]
     cosines = [values["geometry/mean_max_cosine"] for values in (found, base)]
     variances = [values["core/explained_variance"] for values in (found, base)]
-    scores = [values["core/ce_loss_score"] for values in (found, base)]
+    scores = [values["core/ce_loss_score"] for values in (found, base) if "core/ce_loss_score" in values]
+    recovered = f" and CE recovered by {scores[0] - scores[1]:+.4f}" if scores else ""
     return Finding(
         "result",
         f"Most separate latents: {name}, whose nearest other latent is at a mean cosine of "
         f"{cosines[0]:.3f}, against {cosines[1]:.3f} in {other}. Against it, explained variance changes by "
-        f"{variances[0] - variances[1]:+.4f} and CE recovered by {scores[0] - scores[1]:+.4f}, at an L0 of "
+        f"{variances[0] - variances[1]:+.4f}{recovered}, at an L0 of "
         f"{number(found['core/l0'])} against {number(base['core/l0'])}.",
     )
 

@@ -28,6 +28,7 @@ from evaluate.report.latents import page as latents_page
 from evaluate.report.latents.view import views
 from evaluate.report.metrics import cell, columns
 from evaluate.report.numbers import as_csv, numbers
+from evaluate.report.recovery import found_cosine, world_tables
 from evaluate.report.references import reference_tables
 from evaluate.report.spelling import markdown_text, paired, significant, with_digits
 from evaluate.report.svg import series_class
@@ -42,6 +43,7 @@ _KEY_METRICS = (
     ("core/l0", "L0", 1),
     ("core/explained_variance", "explained variance", 3),
     ("core/ce_loss_score", "CE recovered", 3),
+    ("recovery/mcc", "MCC", 3),
 )
 QUESTION = (
     "Does a penalty that makes the decoder directions of a sparse autoencoder more orthogonal give better features, "
@@ -128,6 +130,9 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
     return {
         "question": QUESTION,
         "lead": lead(inputs),
+        "title": title(inputs),
+        "worlds": world_tables(inputs),
+        "found_cosine": found_cosine(inputs),
         "key_numbers": key_numbers(inputs, comparisons),
         "style": (_FOLDER / "page.css").read_text(),
         "first": first,
@@ -170,7 +175,7 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
         "training_facts": training_facts(inputs),
         "data_facts": data_facts(inputs),
         "references": reference_tables(
-            inputs.references,
+            [] if inputs.manifest.spec.is_synthetic else inputs.references,  # of language models
             inputs.results,
             {name: cards[name] for name in shown},
             model=inputs.manifest.spec.model,
@@ -181,18 +186,10 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
     }
 
 
-def frontier_rows(inputs: ReportInputs) -> dict[str, list[FrontierDifference]]:
-    """By family, explained variance and CE recovered minus the baseline's at the same L0s; nothing without sweeps."""
-    if "core" not in inputs.results:
-        return {}
-    found = compare_frontiers(
-        inputs.cards, inputs.metrics(), without_one=inputs.without_one,
-        shown=("core/explained_variance", "core/ce_loss_score"),
-    )  # fmt: skip
-    rows: dict[str, list[FrontierDifference]] = {}
-    for item in found:
-        rows.setdefault(item.family, []).append(item)
-    return rows
+def title(inputs: ReportInputs) -> str:
+    """Of the page."""
+    first = next(iter(inputs.cards.values()))
+    return f"{len(inputs.cards)} SAE variants on {first.model.name}, {first.hook}"
 
 
 def lead(inputs: ReportInputs) -> str:
@@ -202,6 +199,13 @@ def lead(inputs: ReportInputs) -> str:
     sizes = sorted({card.d_sae for card in inputs.cards.values()})
     kinds = dict.fromkeys(card.architecture for card in inputs.cards.values())
     hooks = list(dict.fromkeys(card.hook for card in inputs.cards.values()))
+    if spec.is_synthetic:
+        return (
+            f"{len(inputs.cards)} sparse autoencoders ({', '.join(kinds)}) of "
+            f"{listed([f'{size:,}' for size in sizes])} latents, trained on the same batches of activations that were "
+            f"made from known features ({listed(hooks)}; {first.d_model} channels), and measured on samples that they "
+            "never saw. No language model is involved."
+        )
     return (
         f"{len(inputs.cards)} sparse autoencoders ({', '.join(kinds)}) of {listed([f'{size:,}' for size in sizes])} "
         f"latents, trained on the same batches of "

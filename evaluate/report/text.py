@@ -29,6 +29,7 @@ from evaluate.report.learned_lambda import (
     states_finding,
 )
 from evaluate.report.outliers import limit_finding, outliers_finding, outliers_in
+from evaluate.report.recovery import recovery_findings
 from evaluate.report.references import reference_findings
 from store.errors import StoreError
 from store.sae.artefact import SAECard
@@ -41,7 +42,8 @@ def findings(inputs: ReportInputs, comparisons: Comparisons) -> list[Finding]:
     """All sentences but the verdict: first what limits the rest, then what was found, then what is not known."""
     cards, means = inputs.cards, comparisons.means()
     has_core, has_geometry = "core" in inputs.results, "geometry" in inputs.results
-    found = [diverged_finding(inputs.diverged)]
+    references = [] if inputs.manifest.spec.is_synthetic else inputs.references  # of language models
+    found = [diverged_finding(inputs.diverged), *recovery_findings(inputs)]
     if has_core:
         found += core_findings(inputs, means)
     if has_core and has_geometry:
@@ -66,7 +68,7 @@ def findings(inputs: ReportInputs, comparisons: Comparisons) -> list[Finding]:
         controls_finding(cards),
         identical_finding({name: card.weights_sha256 for name, card in cards.items()}),
         *remark_findings(inputs),
-        *reference_findings(inputs.references),
+        *reference_findings(references),
         not_run_finding(inputs),
     ]
     return [finding for finding in found if finding is not None]
@@ -79,11 +81,13 @@ def core_findings(inputs: ReportInputs, means: Mapping[str, Mapping[str, float]]
     outliers = outliers_in(next(iter(inputs.results["core"].values())))
     if all(card.norm_limit is not None for card in cards.values()):
         outliers = None  # the figures leave them out
+    synthetic = inputs.manifest.spec.is_synthetic  # there are no losses, and the true sparsity is known
     found = [outliers_finding(outliers), limit_finding(cards, metrics)]
     found += [dead_finding(name, d_sae=cards[name].d_sae, metrics=metrics[name]) for name in cards]
-    found.append(loss_gap_finding(metrics))
-    if BASELINE in means:
-        found.append(baseline_sparsity_finding(means[BASELINE]["core/l0"], outliers=outliers is not None))
+    if not synthetic:
+        found.append(loss_gap_finding(metrics))
+        if BASELINE in means:
+            found.append(baseline_sparsity_finding(means[BASELINE]["core/l0"], outliers=outliers is not None))
     found.append(
         dead_latents_finding(
             {name: values["core/num_dead_latents"] for name, values in means.items()},
@@ -126,6 +130,11 @@ def not_run_finding(inputs: ReportInputs) -> Finding | None:
     names = list(inputs.not_run)
     if not names:
         return None
+    if inputs.manifest.spec.is_synthetic:
+        return Finding(
+            "note",
+            f"Not run, as most of it needs a language model: {listed(names)}. The section on benchmarks says why.",
+        )
     return Finding(
         "note",
         f"Whether the latents are better features is only partly measured here: {listed(names)} "

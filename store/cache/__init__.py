@@ -6,6 +6,7 @@ moments.py       sums and moments of its rows
 norms.py         how long its rows are: counts in bins
 norm_limit.py    rows above so many medians, and the moments of the others
 norm_summary.py  how unequal its rows are, in a sentence
+truth.py         the known features of synthetic rows
 text_account.py  what became of the text: read, trained on, held out, unused
 paths.py         the names of its files
 split.py         which documents are held out

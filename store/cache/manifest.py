@@ -12,7 +12,14 @@ from pydantic import Field, model_validator
 from store.atomic import parse_json
 from store.cache.diagnose import why_no_cache
 from store.cache.moments import Moments, ShardSums
-from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, split_folder, token_shard_path
+from store.cache.paths import (
+    MANIFEST_FILE,
+    row_shard_path,
+    shard_record_path,
+    split_folder,
+    token_shard_path,
+    truth_path,
+)
 from store.cache.spec import CacheSpec, check_spec
 from store.cache.split import SPLITS, Split
 from store.cache.text_account import TextAccount
@@ -102,6 +109,7 @@ class Manifest(Record):
         # Counted before any name is made: a number that was tampered with must cost nothing.
         num_shards = sum(spec.num_shards(self.split_sequences(split)) for split in SPLITS)
         expected = num_shards * (len(spec.hooks) + 2) + len(SPLITS) * (len(spec.hooks) + 2)
+        expected += len(spec.hooks) if spec.is_synthetic else 0
         if len(self.files) != expected:
             raise ValueError(
                 f"expected {expected} files for {num_shards} shards and {len(spec.hooks)} hooks, got {len(self.files)}"
@@ -144,6 +152,8 @@ class Manifest(Record):
 def _expected_files(manifest: Manifest) -> Iterator[str]:
     """The names of all files that a cache of this spec and size has, but for the manifest."""
     hooks = manifest.spec.hooks
+    if manifest.spec.is_synthetic:
+        yield from map(truth_path, hooks)
     for split in SPLITS:
         arrays = ("", "tokens/", *(f"{hook}/" for hook in hooks))
         yield from (f"{split_folder(split)}{array}zarr.json" for array in arrays)

@@ -25,6 +25,14 @@ def token_shard_path(shard: int, split: Split = "training") -> str:
     return f"{split_folder(split)}tokens/c/{shard}/0"
 
 
+def truth_path(hook: str) -> str:
+    """The known features of a hook, and which of them are on in its held-out rows: see store/cache/truth.py.
+
+    Beside what is held out, because whoever evaluates needs that and the manifest alone.
+    """
+    return f"{split_folder('held_out')}truth/{hook}.safetensors"
+
+
 def row_shard_path(hook: str, shard: int, split: Split = "training") -> str:
     """The rows of a shard at one hook."""
     return f"{split_folder(split)}{hook}/c/{shard}/0"

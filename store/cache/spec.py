@@ -71,6 +71,11 @@ class CacheSpec(Record):
         return plain(self) | {"model": self.model.identifying()}
 
     @property
+    def is_synthetic(self) -> bool:
+        """Whether rows were made from known features, which then lie with the cache; tokens are numbers of samples."""
+        return not self.model.is_language_model
+
+    @property
     def num_excluded_positions(self) -> int:
         """First positions of a sequence that have no row; also the first position that has one."""
         return len(self.excluded_positions)

@@ -9,7 +9,9 @@ from store.cache.manifest import load_manifest
 from store.cache.moments import Moments
 from store.cache.norm_summary import norm_summary
 from store.cache.paths import MANIFEST_FILE
+from store.cache.spec import CacheSpec
 from store.cache.text_account import account_lines
+from store.cache.truth import Truth, read_truth
 from store.files.open import Place, open_files
 from store.record import plain
 
@@ -72,20 +74,15 @@ def describe(location: Place) -> str:
     """A page of text about a cache: lineage, rows, sizes, compression and statistics per hook."""
     files = open_files(location, mode="pread")
     manifest, known = load_manifest(files), summary(files)
-    spec, model = manifest.spec, manifest.spec.model
+    spec = manifest.spec
     lines = [
         f"activation cache {files.location}",
         f"  data digest      {manifest.digest}",
         f"  spec digest      {spec.digest}",
-        f"  language model   {model.name}, revision {model.revision or 'local'}, weights {model.weights_sha256[:12]}, "
-        f"d_model {model.d_model}, {model.num_layers} layers, computed in {spec.compute_dtype} with "
-        f"{spec.attention} attention",
-        f"  text             {_shortened(json.dumps(spec.text, sort_keys=True))}",
-        f"  packing          {_shortened(spec.packing)}",
-        f"  sequences begin  with {'BOS' if spec.first_token == 'bos' else 'text, without BOS'}",
-        f"  excluded         {', '.join(spec.excluded_positions) or 'no positions'}",
+        *(_of_features(spec) if spec.is_synthetic else _of_text(spec)),
         f"  sequences        {manifest.num_sequences:,} of {spec.context_length} tokens for training, "
-        f"{manifest.num_held_out_sequences:,} held out (of {spec.held_out_fraction:.1%} of the documents)",
+        f"{manifest.num_held_out_sequences:,} held out"
+        + ("" if spec.is_synthetic else f" (of {spec.held_out_fraction:.1%} of the documents)"),
         f"  tokens           {known['num_tokens']:,} for training, {known['num_held_out_tokens']:,} held out",
         f"  shards           {manifest.num_shards} of up to {spec.rows_per_shard:,} rows, chunks of "
         f"{spec.rows_per_chunk:,} rows, codec {spec.codec}",
@@ -106,7 +103,39 @@ def describe(location: Place) -> str:
             f"{facts['variance_share_of_top_percent']:.1%} in the top 1 %",
             f"    rows: {norm_summary(manifest.moments[hook]) or 'norms were not recorded'}",
         ]
+        if spec.is_synthetic:
+            lines.append(f"    {hook}: {_features(read_truth(files, manifest, hook))}")
     return "\n".join(lines)
+
+
+def _of_text(spec: CacheSpec) -> list[str]:
+    model = spec.model
+    return [
+        f"  language model   {model.name}, revision {model.revision or 'local'}, weights {model.weights_sha256[:12]}, "
+        f"d_model {model.d_model}, {model.num_layers} layers, computed in {spec.compute_dtype} with "
+        f"{spec.attention} attention",
+        f"  text             {_shortened(json.dumps(spec.text, sort_keys=True))}",
+        f"  packing          {_shortened(spec.packing)}",
+        f"  sequences begin  with {'BOS' if spec.first_token == 'bos' else 'text, without BOS'}",
+        f"  excluded         {', '.join(spec.excluded_positions) or 'no positions'}",
+    ]
+
+
+def _of_features(spec: CacheSpec) -> list[str]:
+    return [
+        f"  language model   none: known features, digest {spec.model.weights_sha256[:12]}, d_model "
+        f"{spec.model.d_model}",
+        f"  features         {_shortened(json.dumps(spec.text, sort_keys=True))}",
+        f"  packing          {_shortened(spec.packing)}",
+    ]
+
+
+def _features(truth: Truth) -> str:
+    """What the known features of a hook are, in a sentence."""
+    text = f"{truth.num_features} features, {truth.mean_active:.3f} of them on in a sample (the true L0), each in "
+    text += f"{truth.frequencies.min():.2%} to {truth.frequencies.max():.2%} of the samples"
+    in_trees = int(((truth.parents >= 0) | np.isin(np.arange(truth.num_features), truth.parents)).sum())
+    return text + (f"; {in_trees} of them in trees of depth {truth.depths.max()}" if in_trees else "")
 
 
 def _shortened(text: str, length: int = 300) -> str:

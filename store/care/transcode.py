@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from store.cache.manifest import Manifest, Origin, ShardRecord, load_manifest
-from store.cache.paths import MANIFEST_FILE, shard_record_path
+from store.cache.paths import MANIFEST_FILE, shard_record_path, truth_path
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
 from store.care.verify import find_problems
@@ -67,7 +67,9 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
             lease=lease,
         ) as writer:
             _copy_missing(cache, writer, source=source, folder=scratch)
-            manifest = writer.finish(text_account=cache.manifest.text_account).model_copy(update={"lineage": lineage})
+            truth = {hook: (source / truth_path(hook)).read_bytes() for hook in spec.hooks if spec.is_synthetic}
+            written = writer.finish(text_account=cache.manifest.text_account, truth=truth)
+            manifest = written.model_copy(update={"lineage": lineage})
         lease.check()
         write_record_file(folder / MANIFEST_FILE, manifest)
         _check_equal(cache, folder, num_threads=num_threads)

@@ -14,7 +14,7 @@ from store.atomic import file_sha256, sync_file, write_parts
 from store.cache.manifest import FORMAT, FileRecord, Manifest
 from store.cache.moments import ShardSums, combine_moments
 from store.cache.order import disk_order
-from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, token_shard_path
+from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, token_shard_path, truth_path
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
 from store.cache.text_account import TextAccount
@@ -130,11 +130,12 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         """Waits until all that was submitted is committed; raises the first error."""
         self._pipeline.wait()
 
-    def finish(self, *, text_account: TextAccount | None = None) -> Manifest:
+    def finish(self, *, text_account: TextAccount | None = None, truth: Mapping[str, bytes] | None = None) -> Manifest:
         """Waits for submitted shards; writes the metadata and, last, the manifest. All shards must be there.
 
         Args:
             text_account: what became of the text, recorded with the data.
+            truth: by hook, the file of store/cache/truth.py; of all hooks where rows are synthetic, else of none.
         """
         self._pipeline.wait()
         records = {split: [self.committed(shard, split) for shard in range(self.num_shards(split))] for split in SPLITS}
@@ -150,6 +151,7 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
             others = write_metadata(self.folder, self.spec, {split: self._split_sequences(split) for split in SPLITS})
         except OSError as error:  # zarr's error names no file
             raise explain(error, f"write the zarr.json files below {self.folder}") from error
+        others += self._write_truth(truth or {})
         others += [shard_record_path(shard, split) for split in SPLITS for shard in range(self.num_shards(split))]
         for name in others:
             path = self.folder / name
@@ -172,6 +174,15 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         self._check_lease()
         write_record_file(self.folder / MANIFEST_FILE, manifest, token=self._token)
         return manifest
+
+    def _write_truth(self, truth: Mapping[str, bytes]) -> list[str]:
+        """Writes the known features of synthetic rows; returns the names of their files."""
+        expected = self.spec.hooks if self.spec.is_synthetic else ()
+        if set(truth) != set(expected):
+            raise ValueError(f"expected the truth of the hooks {list(expected)}, got that of {list(truth)}")
+        for hook, data in truth.items():
+            write_parts(self.folder / truth_path(hook), (data,), token=self._token)
+        return [truth_path(hook) for hook in truth]
 
     def _commit(
         self,

@@ -137,6 +137,7 @@ def study_in(root: Path, model_folder: Path) -> SimpleNamespace:
             absorption=None,
             ravel=None,
             unlearning=None,
+            recovery=None,
             latents=LatentsConfig(
                 num_held_out_sequences=6,
                 num_training_sequences=0,

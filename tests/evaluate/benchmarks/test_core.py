@@ -258,8 +258,8 @@ def test_metrics_that_are_not_finite_or_missing_are_errors_that_name_them(
     broken = dataclasses.replace(right, metrics=right.metrics | {"l0": float("nan")})
     with pytest.raises(ValueError, match=r"expected finite metrics, got \{'l0': nan\}"):
         check_measurement(BENCHMARKS["core"], broken)
-    lacking = {name: value for name, value in right.metrics.items() if name != "ce_loss_without_sae"}
-    with pytest.raises(ValueError, match="that core declares, but core/ce_loss_without_sae is missing"):
+    lacking = {name: value for name, value in right.metrics.items() if name != "l2_ratio"}
+    with pytest.raises(ValueError, match="that core declares, but core/l2_ratio is missing"):
         check_measurement(BENCHMARKS["core"], dataclasses.replace(right, metrics=lacking))
 
 
