@@ -38,6 +38,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="25b1e8dbfbf69f306763b3d0025e80b7bee6fb8cf296ff23feab9fbb159c4ebe",
+    code_sha256="f91877bd3bac852ed3e271d5ad1ca666fcb5e599da79f14078e7185a00465494",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

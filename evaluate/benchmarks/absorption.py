@@ -352,7 +352,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5a20d7fc8659396f50473ccabbfcc537584b5259f4ca992a85b546e7ac7f0067",
+        code_sha256="e8180d39579f7de2ae3e09ef6d5703ab68274faa18d5aa17adaf2fe3e03a8f80",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5b5f08ffa9bceb4f012e523cad55f2c3557bc184aa336253fa1d7662f98ddc91",
+        code_sha256="9ea322d78ff10e2ff36eb43f99d4147bd129e177a7677799ec4f51a2ece013aa",
     ),
     metrics={
         "autointerp_score": "higher",

@@ -27,7 +27,7 @@ from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement
 from evaluate.benchmarks.context import BenchmarkContext
 from evaluate.held_out_rows import measure_rows
-from evaluate.jackknife import as_arrays, standard_errors, without_one
+from evaluate.jackknife import Array, as_arrays, standard_errors, without_one
 from store.record import Record
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a1388c5d46c36920267c218448ca7e042c9b422219abc00aba02db9eb49626d0",
+        code_sha256="89f0bc2335e5e06d47edb637defe89211faa7beed2debba7f2f0dda45d151469",
     ),
     metrics={
         "explained_variance": "higher",

@@ -58,7 +58,7 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/geometry.py",
             "store/sae/geometry.py",
         ),
-        code_sha256="c481d8cb446b82ab40c237ead1760c1867e9477718a990de3ea4292be0b987e8",
+        code_sha256="51aea0da7dea92c9cb2a964ea254b7de67b4f8b265533866c921fffd984e5c53",
     ),
     metrics={
         "penalty": "lower",

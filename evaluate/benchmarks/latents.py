@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="56a677f8d94e4ddec6767bad0c467c080b94c8a7d9232853d4a1e6d22ef68870",
+        code_sha256="f0a3fba7334661431fb0dec315468afbe3defd05227fbb43cc656b79c4207726",
     ),
     metrics={
         "mean_density": "neither",

@@ -220,7 +220,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="6606759c5e6950cf68fb3419c7d85e13c604f37d8bbd3fcdc47ce8b395feca3f",
+        code_sha256="d3027bf120f061c852c89a2405d03de4fce5ed4e3be5ac0ef9a4164b48f0febb",
     ),
     metrics={
         "description_length": "lower",

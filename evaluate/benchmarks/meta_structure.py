@@ -98,7 +98,7 @@ BENCHMARK = Benchmark(
             "language_model/hooks.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a699561f0cb2996e48af7e82a7c93a662bb30a79e20f6b9e1987b3d2308b83e5",
+        code_sha256="96752586aa95542443081228b1242fef2d7e0845e2fc477dfe1d430b4a8f3dbe",
     ),
     metrics={
         "decoder_fraction_variance_explained": "lower",

@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e03b97c7b498793f0d520a057491d1ed2724b8849afe656181ca5d605b137b40",
+        code_sha256="78773f20ce706e84309719cbcdc257379d7e4e8ca5eb1cccfa05b8b88b3418eb",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

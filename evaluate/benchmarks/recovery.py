@@ -21,7 +21,7 @@ from pydantic import Field, JsonValue
 from compute.code_version import CodeVersion
 from evaluate.benchmarks.benchmark import Benchmark, EvaluatedSAE, Measurement, NotRun
 from evaluate.benchmarks.context import BenchmarkContext
-from evaluate.bootstrap import standard_errors
+from evaluate.jackknife import as_arrays, standard_errors, without_one
 from evaluate.recovery.directions import chance_correlation, correlation, match, mean_leak, uniqueness
 from evaluate.recovery.firing import Array, Counts, absorbed, children_of, count, detection, mean_of, thirds
 from store.record import Record
@@ -104,6 +104,7 @@ def measure(
     by_sequence = _counts(sae, world, cosines.best_latent, children, context)
     fired = by_sequence.sum(axis=0, keepdims=True)
     values = partial(_from_totals, truth=truth, num_parents=len(children), lost_recall=config.lost_recall)
+    left_out = without_one(by_sequence, values)
     found = cosines.best_cosine >= config.found_cosine
     chance, deviation = world.chance[sae.card.d_sae]
     mcc = correlation(decoder, truth.directions)
@@ -127,7 +128,8 @@ def measure(
             "sequences": len(by_sequence),
             **({"parents": len(children)} if children else {}),
         },
-        standard_errors={"mcc_chance": deviation, **standard_errors(by_sequence, values)},
+        standard_errors={"mcc_chance": deviation, **standard_errors(left_out)},
+        arrays=as_arrays(left_out),
         remarks=_remarks(mcc, chance, deviation),
         details=_details(truth, cosines.best_cosine, Counts.unflat(
             fired[0], num_features=truth.num_features, num_parents=len(children)
@@ -233,13 +235,14 @@ BENCHMARK = Benchmark(
             "evaluate/benchmarks/benchmark.py",
             "evaluate/benchmarks/context.py",
             "evaluate/benchmarks/recovery.py",
-            "evaluate/bootstrap.py",
+            "evaluate/jackknife.py",
             "evaluate/recovery",
             "store/cache/truth.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9ba2e94d71d14a1fd12e668a9382ac4db59a6f13656f8e0012a9e2dd11203bc0",
+        code_sha256="bf93b00215e2c43d597baae5116119cf9c81c1699a21fbaab0e53006ec853e04",
     ),
+    units="sequences",
     metrics={
         "mcc": "higher",
         "mcc_chance": "neither",

@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e0d17a2889497e5ebc632b511ffa81d54be6a5bc71655d43291276ff443d8f00",
+        code_sha256="5e753019cd663c266a6f22458b7a50bc45ee4b41e29e1149eee457be013e865e",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

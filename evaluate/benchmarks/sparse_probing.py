@@ -219,7 +219,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="2d32f9d894a918e734ddaca2883fb6736343c78df0effc01d60f46c850d90552",
+        code_sha256="82b02c561dcb071d5ab1369b5a04f80b63a515f8b75d05a04b51091268684f15",
     ),
     metrics={
         "sae_test_accuracy": "higher",

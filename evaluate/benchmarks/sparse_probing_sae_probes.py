@@ -260,7 +260,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e5d7088c52aa7ba7a48a270b1055a358c8860734b4d73e2c72dd007841b516b6",
+        code_sha256="75e5d1fb68c87a63109c477513bdd6f3e58fe4f0d26d42633f77179c63927514",
     ),
     metrics=_metrics(),
     units="tasks",

@@ -257,7 +257,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e1d7a2373aea586a2ab8447703bdbd6a692dfa37a46c60b7f4787f0203663db8",
+        code_sha256="f6528b77656846f62bad2b5f86fd0ba5deb04e350084ed966ba7c7ecc62069b5",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

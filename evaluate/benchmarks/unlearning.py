@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="ff3463846d8881af9d5634c80f8aa5c76b285ee0b233d5571fa379a227683aa8",
+        code_sha256="0d6ce724614a9a0a2782b014a8bf7c97ab51f46b3a526b37ae5bff691a43f84d",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

@@ -186,6 +186,20 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
     }
 
 
+def frontier_rows(inputs: ReportInputs) -> dict[str, list[FrontierDifference]]:
+    """By family, explained variance and CE recovered minus the baseline's at the same L0s; nothing without sweeps."""
+    if "core" not in inputs.results:
+        return {}
+    found = compare_frontiers(
+        inputs.cards, inputs.metrics(), without_one=inputs.without_one,
+        shown=("core/explained_variance", "core/ce_loss_score"),
+    )  # fmt: skip
+    rows: dict[str, list[FrontierDifference]] = {}
+    for item in found:
+        rows.setdefault(item.family, []).append(item)
+    return rows
+
+
 def title(inputs: ReportInputs) -> str:
     """Of the page."""
     first = next(iter(inputs.cards.values()))

@@ -8,12 +8,12 @@ from markupsafe import Markup
 
 from evaluate.benchmarks.benchmark import Better
 from evaluate.benchmarks.registry import BENCHMARKS
+from evaluate.compare.comparisons import Comparisons
 from evaluate.compare.seeds import SeedGroup, Spread, seed_groups
-from evaluate.compare.treatments import BASELINE
-from evaluate.compare.uncertainty import estimate, leaders
-from evaluate.report.findings import Finding, listed, with_error
+from evaluate.report.findings import Finding
 from evaluate.report.inputs import ReportInputs
 from evaluate.report.plots import scatter
+from evaluate.report.spelling import paired
 
 MCC, VARIANCE = "recovery/mcc", "core/explained_variance"
 COLUMNS = (
@@ -75,32 +75,33 @@ def found_cosine(inputs: ReportInputs) -> float | None:
     return found if isinstance(found, float) else None
 
 
-def recovery_findings(inputs: ReportInputs) -> list[Finding | None]:
+def recovery_findings(inputs: ReportInputs, comparisons: Comparisons) -> list[Finding | None]:
     """Which treatment comes nearest to the truth in each world, and whether explained variance would have said so."""
     if "recovery" not in inputs.results:
         return []
-    errors = inputs.standard_errors()
     found: list[Finding | None] = []
     for hook, groups in _groups_by_hook(inputs).items():
         if len(groups) < 2:
             continue
-        truth = {name: estimate(group, MCC, errors) for name, group in groups.items()}
-        first, *level = leaders(truth, "higher")
-        text = f"{hook}: "
-        if level:
-            text += f"no treatment comes nearest to the known features for sure. {first} has an MCC of "
-            text += f"{with_error(truth[first])}, and {listed(level)} {'is' if len(level) == 1 else 'are'} within the "
-            text += "uncertainty of the difference."
-        else:
-            text += f"{first} comes nearest to the known features, with an MCC of {with_error(truth[first])}."
-        if BASELINE in truth and BASELINE not in (first, *level):
-            text += f" The baseline has {with_error(truth[BASELINE])}."
+        first = _highest(groups, MCC)
+        text = f"{hook}: the highest mean MCC is that of {first}, {groups[first].spreads[MCC].mean:.4f}"
+        comparison = comparisons.of(groups[first].variants[0], MCC)
+        if comparison is not None:
+            difference = comparison.difference
+            called = "larger" if comparison.verdict == "better" else "not called different after correction"
+            text += f"; {paired(difference.value, difference.half_width())} against its baseline ({called})"
+        text += "."
         if all(VARIANCE in group.spreads for group in groups.values()):
-            seeming = leaders({name: estimate(group, VARIANCE, errors) for name, group in groups.items()}, "higher")[0]
-            if seeming not in (first, *level):
-                text += f" Explained variance would have chosen {seeming}, whose MCC is {with_error(truth[seeming])}."
+            seeming = _highest(groups, VARIANCE)
+            if seeming != first:
+                text += f" Explained variance is highest for {seeming}, whose MCC is "
+                text += f"{groups[seeming].spreads[MCC].mean:.4f}."
         found.append(Finding("result", text))
     return found
+
+
+def _highest(groups: Mapping[str, SeedGroup], metric: str) -> str:
+    return max(groups, key=lambda name: groups[name].spreads[metric].mean)
 
 
 def short_name(variant: str) -> str:

@@ -43,7 +43,7 @@ def findings(inputs: ReportInputs, comparisons: Comparisons) -> list[Finding]:
     cards, means = inputs.cards, comparisons.means()
     has_core, has_geometry = "core" in inputs.results, "geometry" in inputs.results
     references = [] if inputs.manifest.spec.is_synthetic else inputs.references  # of language models
-    found = [diverged_finding(inputs.diverged), *recovery_findings(inputs)]
+    found = [diverged_finding(inputs.diverged), *recovery_findings(inputs, comparisons)]
     if has_core:
         found += core_findings(inputs, means)
     if has_core and has_geometry:

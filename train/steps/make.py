@@ -66,4 +66,10 @@ def group_bytes(settings: Sequence[VariantSettings], *, d_model: int, batch_rows
     cosines = 4 * (min(F, 2 * BLOCK_ROWS) * F + 2 * F * D)
     task = 4 * F * D * lasting_decoders(settings)
     following = 4 * F * D * 6 if task else 0  # one decoder's derivative by lambda, and what is made on the way
-    return step.lasting + moments + start_bytes(settings, d_model=D) + task + max(step.passing, penalty, cosines, following)
+    return (
+        step.lasting
+        + moments
+        + start_bytes(settings, d_model=D)
+        + task
+        + max(step.passing, penalty, cosines, following)
+    )

@@ -10,6 +10,7 @@ from evaluate.benchmarks.core import CoreConfig
 from evaluate.benchmarks.geometry import GeometryConfig
 from evaluate.benchmarks.recovery import RecoveryConfig
 from evaluate.benchmarks.registry import BENCHMARKS
+from evaluate.compare.comparisons import compare
 from evaluate.config import EvaluateConfig
 from evaluate.report import page as report
 from evaluate.report.inputs import gather
@@ -95,10 +96,14 @@ def test_a_world_has_a_table_of_means_over_seeds(study: SimpleNamespace) -> None
 
 
 def test_a_sentence_for_each_world_says_who_is_nearest(study: SimpleNamespace) -> None:
-    found = [finding.text for finding in recovery_findings(study.inputs) if finding is not None]
+    inputs = study.inputs
+    comparisons = compare(
+        inputs.cards, inputs.metrics(), errors=inputs.standard_errors(), without_one=inputs.without_one
+    )
+    found = [finding.text for finding in recovery_findings(study.inputs, comparisons) if finding is not None]
     assert [text.partition(":")[0] for text in found] == [ORTHOGONAL, HIERARCHY]
-    assert all("fixed-1 comes nearest to the known features, with an MCC of 0.9" in text for text in found)
-    assert all("The baseline has 0." in text for text in found)
+    assert all("the highest mean MCC is that of fixed-1, 0.9" in text for text in found)
+    assert all(" against its baseline (" in text for text in found)
 
 
 def test_the_page_reads_well_without_a_language_model(study: SimpleNamespace, tmp_path: Path) -> None:
