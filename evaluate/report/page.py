@@ -123,7 +123,8 @@ def page_data(inputs: ReportInputs, comparisons: Comparisons) -> dict[str, Any]:
         comparisons, cards, metrics, errors=inputs.standard_errors(), without_one=inputs.without_one,
         shown=[key for key in headline_metrics() if key in present],
     )  # fmt: skip
-    shown_metrics, headlines = columns(inputs.results), headline_columns(inputs)
+    shown_metrics = [metric for metric in columns(inputs.results) if metric.key in present]
+    headlines = headline_columns(inputs)
     shown = shown_in_full(cards)
     common, own = shared_and_own({name: all_settings(card) for name, card in cards.items()})
     several = any(len(group.seeds) > 1 for group in comparisons.groups.values())
