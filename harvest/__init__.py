@@ -13,6 +13,7 @@ hub.py          those of a hub data set, streamed
 interleave.py   their order: sources in turns by weight, and shuffled in windows
 encode.py       token ids, long documents in pieces
 tokens.py       documents packed into windows, held-out ones apart
+documents.py    which document a token comes from
 streams.py      a stream of tokens, cut into shards of windows
 counts.py       what becomes of each part of the text
 windows.py      the windows by shard, packed ahead of the model and kept on disk
@@ -22,6 +23,7 @@ probe.py        a few sequences through model, codec and disk: what a harvest wi
 dispatch.py     computed here, or on workers
 partitions.py   ranges of shards, on the workers of a Dask cluster
 shards.py       the shards that are missing, computed and handed to the writer
+not_finite.py   sequences that are left out of a shard, and replaced
 moments.py      exact sums of the stored rows
 repair.py       damaged shards harvested again, for `store repair`
 """

@@ -52,5 +52,7 @@ def harvest_again(
             saved = target.with_name(f"windows-{inputs.spec.digest[:16]}-{sizes}")
             with window_source(saved, inputs, wanted) as windows:
                 model_of_it = load_cut(inputs.model_folder, inputs.spec, inputs.spec.hooks, device=device)
-                harvest_shards(writer, missing, model_of_it, windows=windows.shard, device=device)
+                harvest_shards(
+                    writer, missing, model_of_it, windows=windows.shard, origin=windows.origin, device=device
+                )
         writer.finish(text_account=manifest.text_account)

@@ -17,6 +17,7 @@ from harvest.inputs import open_inputs
 from harvest.reuse import reuse_shards, tell_what_is_reused
 from harvest.shards import MAX_PENDING_BYTES, missing_hooks, missing_rows, missing_shards, window_source
 from language_model.config import LanguageModelConfig
+from store.cache.left_out import left_out_lines
 from store.cache.manifest import Manifest
 from store.cache.split import SPLITS
 from store.harvest_log import HarvestLog, HarvestRun, read_harvest_log, write_harvest_log
@@ -89,6 +90,8 @@ def run(
                 if account is None:
                     account = windows.account()
             manifest = writer.finish(text_account=account)
+            for line in left_out_lines(manifest.left_out, account):
+                say("harvest", line)
         lease.check()
         log = read_harvest_log(output)
         runs = log.runs if log is not None and has_earlier else ()

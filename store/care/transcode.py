@@ -115,6 +115,7 @@ def _copy_missing(cache: ActivationCache, writer: CacheWriter, *, source: Path, 
                 tokens=cache.tokens(np.unique(rows // spec.rows_per_sequence), split=split),
                 rows={hook: cache.rows(hook, rows, split=split) for hook in spec.hooks},
                 sums=record.sums,
+                left_out=record.left_out,
             )
             progress.update(len(rows))
 
