@@ -72,7 +72,9 @@ def run(
             account = None
             if reuse:
                 with phase("harvest", "looking for shards of earlier harvests"):
-                    account = reuse_shards(writer, output, interrupted=_interrupted(place, first=same_spec))
+                    account = reuse_shards(
+                        writer, output, interrupted=_interrupted(place, first=same_spec), windows=own / "windows"
+                    )
             tell_what_is_reused(writer)
             shards = missing_shards(writer)
             has_earlier = bool(writer.taken) or len(shards) < sum(map(writer.num_shards, SPLITS))

@@ -10,6 +10,7 @@ HARVEST_VERSION = CodeVersion(
         "harvest/counts.py",
         "harvest/documents.py",
         "harvest/not_finite.py",
+        "harvest/earlier_windows.py",
         "harvest/encode.py",
         "harvest/files.py",
         "harvest/formats.py",
@@ -38,6 +39,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="d4d5b4f41b6ef22936868eb9979f735516b17c239a724db19b8de329349450d1",
+    code_sha256="51276112a0a04f55cfa67f989945b14150b09e2c87000acdb9188f5c653e60f3",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

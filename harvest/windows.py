@@ -3,7 +3,7 @@
 A shard's windows are written once they are complete, and read from there, by this process or by others that see the
 folder. So the model starts with the first shard, and packing may be as far ahead as it likes: tokens take a thousandth
 of the room that their rows take. A run that was killed goes on where its packing stood. Where every shard that is asked
-for is there already, no text is read.
+for is there already, as after earlier_windows.py took them from a cache, no text is read.
 """
 
 import hashlib
@@ -67,6 +67,11 @@ def read_shard(folder: Path, split: Split, shard: int, *, context_length: int) -
     if hashlib.sha256(data).digest() != sha256:
         return None
     return np.frombuffer(data, dtype="<u4").reshape(-1, context_length).astype(np.uint32)
+
+
+def keep_account(folder: Path, account: TextAccount) -> None:
+    """Says that every window is there, and what became of the text."""
+    write_record_file(folder / ACCOUNT_FILE, account)
 
 
 class WindowSource(AbstractContextManager["WindowSource"]):
@@ -249,7 +254,7 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             state=state,
         )
         account = packer.run(on_progress=progress, on_batch=keep_state, check=check)
-        write_record_file(self.folder / ACCOUNT_FILE, account)
+        keep_account(self.folder, account)
         return account
 
     def _kept_account(self) -> TextAccount | None:

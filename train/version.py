@@ -30,6 +30,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task.py",
         "train/variants.py",
     ),
-    code_sha256="1f042ed83bf5f610767eef36cbf59430034f67232235faaa92edc2896abfd619",
+    code_sha256="7cebc7977321f9d715dfcf25a6a32e23053f57fb37d2996288a2fe8ad16b95b1",
 )
 """Raised by hand when the same inputs give other weights or another log."""
