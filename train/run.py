@@ -95,8 +95,9 @@ def run(
     check_variant_names({check_variant_name(name): variant for name, variant in variants.items()})
     check_sinks(resources.sinks)
     tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
-    manifest = ActivationCache(cache).manifest
-    plan = plan_run(config, manifest)  # settings that do not fit the cache end here
+    opened = ActivationCache(cache)
+    manifest = opened.manifest
+    plan = plan_run(config, manifest, opened.files)  # settings that do not fit the cache end here
     num_steps = plan.num_steps
     if num_steps < FEW_STEPS:
         print(
@@ -231,7 +232,7 @@ def _train(
         with connect(scheduler) as client:
             tasks = planned(len(workers_of(client)))
             _announce(tasks, budget)
-            num_rows = plan_run(config, manifest).num_steps * config.batch_rows
+            num_rows = plan_run(config, manifest, ActivationCache(cache).files).num_steps * config.batch_rows
             stopped = run_on_cluster(client, tasks, num_rows=num_rows)
     if stopped is not None:
         raise SystemExit(f"train: {stopped}. Run the same command again to continue")
