@@ -39,6 +39,6 @@ HARVEST_VERSION = CodeVersion(
         "store/codec",
         "store/write",
     ),
-    code_sha256="51276112a0a04f55cfa67f989945b14150b09e2c87000acdb9188f5c653e60f3",
+    code_sha256="41f3c1d1d8a035d30b189e6398b0c9b4e78079d39567923e18031571fd06fcfd",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

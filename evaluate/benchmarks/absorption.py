@@ -343,7 +343,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="96cf47079c0258c500f9e36975b46b66c9cb250e33109eabfe6a2c049f2f8536",
+        code_sha256="6b34ae7e54dca00fe78ae15d2253e04fd15e712c740f702771444353db8b6311",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a5fb9f5c15936e3c498d77d737dc41065682379abea5f3e3c73f4bdcc331f928",
+        code_sha256="d5c2c2c84d9acb961abe564f4e9b550e8eabc7d3a2413af5458cad4973f11ee5",
     ),
     metrics={
         "autointerp_score": "higher",

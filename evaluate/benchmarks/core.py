@@ -319,7 +319,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="bbf36948f19f146acb3a8007e88e2c25b98dd68f1b254bf353ae66c386b61ab0",
+        code_sha256="3a2389111b7e0d859eeb86c60c62af369c0f64b2a968881105dd5222fb70e32a",
     ),
     metrics={
         "explained_variance": "higher",

@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="52003f6e1c804e779769928c1bce403ddba429d908762f21fff6a19c1fe821a0",
+        code_sha256="e8536a69b0d98781eac0453eb113d116659407320974ad6242d6b67c2d5bdf8b",
     ),
     metrics={
         "mean_density": "neither",

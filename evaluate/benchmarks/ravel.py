@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f8fb8566dfb00a08f9a57d8c374cba0ba7840bb58002d7203bfa5d335c6bb99e",
+        code_sha256="e3a940ff698236440cd56ff7bc7ef9bf786062401adeac7c58813be3ffdfb1e7",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5d0005d5bb53a2c884a2d2af91ea01fb431c670545d150df6c257c628acda40e",
+        code_sha256="8b3565a355adbb5cecfb87122b039c324068bc0e77ad2da86f4348b17c963db0",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

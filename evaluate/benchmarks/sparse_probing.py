@@ -209,7 +209,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f1dee85b9fd23cd07741d5ddf24004690ccbffb91b4a1bdc5f710af06d37f943",
+        code_sha256="5640a0256fc788cc0004c8c7170e9f401f2b65e5b8ce88f86ed2a27283a943f1",
     ),
     metrics={
         "sae_test_accuracy": "higher",

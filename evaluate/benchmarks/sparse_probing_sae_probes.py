@@ -252,7 +252,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="34d04933398e0917f4756bf7595af3503e8d6ee971cec4b81eaf6e206a37ef6c",
+        code_sha256="2e3ce43d1a21f00ff1e1fc0422fd568099422c118eebe877c4934113382bebac",
     ),
     metrics=_metrics(),
     headlines=("sae_top_1_test_accuracy", "sae_top_5_test_accuracy"),

@@ -225,7 +225,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e1f0d871c2901b11396c454b89daf7e161a928d6c6e1958a99a8be6944634387",
+        code_sha256="595a808f4738a69e0626de4f75891b02e58214ed847802029cf5f02b614ad3b2",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="a3910e78feb7cde146a85a74851f8fc99f656aa8fda16f53cecdd92467bec288",
+        code_sha256="c8c25e6ac7a4af3240e6fdff484ec2a2752fde0614e0fa3e51ce8acba0d36114",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),
