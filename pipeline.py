@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from command_line import parser_of
 from compute.program import run_command
-from compute.progress import phase
+from compute.progress import phase, progress
 
 if TYPE_CHECKING:
     from store.files.open import CachePlace
@@ -220,7 +220,7 @@ def store_verify(arguments: argparse.Namespace) -> None:
     """Check a cache against its manifest: presence and sizes of files, records and metadata; with --full every byte."""
     from store.care.verify import verify
 
-    problems = verify(arguments.path, full=arguments.full, num_threads=arguments.threads)
+    problems = verify(arguments.path, full=arguments.full, num_threads=arguments.threads, progress=progress)
     if problems:
         advice = f"Run `python pipeline.py store repair {arguments.path}`"
         raise ValueError(
@@ -262,6 +262,7 @@ def store_repair(arguments: argparse.Namespace) -> None:
         harvest_again=harvest_damaged,
         accept_different_bytes=arguments.accept_different_bytes,
         num_threads=arguments.threads,
+        progress=progress,
     )
     for name in sorted(done.problems):
         how = "restored from a copy" if name in done.restored else "harvested again"
@@ -276,7 +277,13 @@ def store_export(arguments: argparse.Namespace) -> None:
     """Write the same rows in the same order to a new cache in another codec."""
     from store.care.transcode import export
 
-    manifest = export(arguments.path, arguments.destination, codec=arguments.codec, num_threads=arguments.threads)
+    manifest = export(
+        arguments.path,
+        arguments.destination,
+        codec=arguments.codec,
+        num_threads=arguments.threads,
+        progress=progress,
+    )
     print(f"{arguments.destination}: {manifest.num_rows:,} rows per hook in the codec {arguments.codec}, checked")
 
 

@@ -39,7 +39,7 @@ def train_and_measure(
 ) -> dict[str, Figures]:
     """Trains all variants on the same batches, as the stage does, and measures them."""
     torch.set_num_threads(num_threads)
-    plan, device = plan_run(config, cache.manifest, hook=config.hook), torch.device("cpu")
+    plan, device = plan_run(config, cache.manifest, cache.files, hook=config.hook), torch.device("cpu")
     names: dict[object, list[str]] = {}
     for name, variant in settings.items():
         names.setdefault(shape_key(variant), []).append(name)

@@ -26,8 +26,8 @@ from bench import machine
 from ruamel.yaml import YAML
 from torch import Tensor
 
+from harvest.moments import shard_sums
 from params import load_params
-from store.cache.moments import ShardSums
 from store.cache.split import SPLITS
 from store.read.cache import ActivationCache
 from store.sae.artefact import load_sae
@@ -179,11 +179,9 @@ def first_rows(source: Path, target: Path, num_rows: int) -> Path:
                 bounds = (begin * spec.rows_per_sequence, (int(sequences[-1]) + 1) * spec.rows_per_sequence)
                 rows, sums = {}, {}
                 for hook in spec.hooks:
-                    bits = torch.from_numpy(cache.rows(hook, np.arange(*bounds), split=split))
-                    rows[hook] = bits.view(torch.bfloat16)
-                    exact = rows[hook].to(torch.float64)
-                    sums[hook] = ShardSums(
-                        num_rows=len(exact), sum=exact.sum(0).tolist(), sum_of_squares=exact.square().sum(0).tolist()
+                    rows[hook] = cache.rows(hook, np.arange(*bounds), split=split)
+                    sums[hook] = shard_sums(
+                        rows[hook], hook=hook, first_sequence=begin, rows_per_sequence=spec.rows_per_sequence
                     )
                 tokens = cache.tokens(sequences, split=split)
                 writer.submit_shard(shard, split=split, tokens=tokens, rows=rows, sums=sums).result()

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from evaluate.benchmarks.benchmark import NotMeasurable
 from evaluate.kept import KeptSetUps
+from language_model.hub import asking_hub
 
 ROWS_FILE = "rows.jsonl"
 _TIMEOUT_SECONDS = 10
@@ -77,7 +78,8 @@ def explained(what: str) -> Iterator[None]:
     )
 
     try:
-        yield
+        with asking_hub():
+            yield
     except (GatedRepoError, DatasetNotFoundError) as error:
         if "gated" not in str(error).lower():
             raise NotMeasurable(

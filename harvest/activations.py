@@ -125,11 +125,18 @@ def stored_rows(states: Tensor, *, rows_per_sequence: int) -> Tensor:
     return states[:, states.shape[1] - rows_per_sequence :].flatten(end_dim=1).to(torch.bfloat16).view(torch.uint16)
 
 
+def has_not_finite(rows: Tensor) -> Tensor:
+    """(N,) bool: which of the `rows` (N, d) uint16, bit patterns of bfloat16, have an infinity or NaN."""
+    return ~rows.view(torch.bfloat16).isfinite().all(dim=1)
+
+
 class PendingRows:
     """Rows of a shard that may still be on their way from the device."""
 
-    def __init__(self, rows: dict[str, Tensor], copies: "torch.cuda.Event | None") -> None:
-        self._rows, self._copies = rows, copies
+    def __init__(
+        self, rows: dict[str, Tensor], not_finite: dict[str, Tensor], copies: "torch.cuda.Event | None"
+    ) -> None:
+        self._rows, self._not_finite, self._copies = rows, not_finite, copies
 
     @property
     def is_behind(self) -> bool:
@@ -142,6 +149,10 @@ class PendingRows:
             self._copies.synchronize()
         return {hook: values.numpy() for hook, values in self._rows.items()}
 
+    def not_finite(self) -> dict[str, NDArray[np.bool_]]:
+        """Which rows have an infinity or NaN, by hook, (sequences, K), once `result` gave them."""
+        return {hook: found.numpy() for hook, found in self._not_finite.items()}
+
 
 def start_rows(
     model: RowModel,
@@ -152,11 +163,13 @@ def start_rows(
     batch_sequences: int,
     device: str,
     on_progress: Callable[[int], object],
+    find_not_finite: bool = False,
 ) -> PendingRows:
     """Rows (sequences * K, d) of every hook for `windows` (sequences, C), in sequence order; K is `rows_per_sequence`.
 
     Batches begin at the first window, so that a shard's bytes depend on its own windows only. All but the last have one
-    shape. `on_progress` is given the number of rows of every batch, on a GPU when it is handed to the device.
+    shape. `on_progress` is given the number of rows of every batch, on a GPU when it is handed to the device. With
+    `find_not_finite` the device also says which rows have an infinity or NaN.
 
     On a GPU nothing here waits for it: tokens go there once a shard, and rows come back into pinned memory on a stream
     of their own, beside the next forward pass. torch keeps pinned memory and hands it out for later shards.
@@ -166,6 +179,8 @@ def start_rows(
         hook: torch.empty(len(windows) * rows_per_sequence, d_model, dtype=torch.uint16, pin_memory=on_gpu)
         for hook in model.hooks
     }
+    flags_shape = (len(windows) if find_not_finite else 0, rows_per_sequence)
+    not_finite = {hook: torch.empty(flags_shape, dtype=torch.bool, pin_memory=on_gpu) for hook in model.hooks}
     tokens = torch.from_numpy(windows.astype(np.int64))
     copies = torch.cuda.Stream(device) if on_gpu else None
     if on_gpu:
@@ -175,17 +190,24 @@ def start_rows(
         states = model.states(batch)
         place = slice(start * rows_per_sequence, (start + len(batch)) * rows_per_sequence)
         stored = {hook: stored_rows(states[hook], rows_per_sequence=rows_per_sequence) for hook in model.hooks}
+        copied = [(rows[hook][place], values) for hook, values in stored.items()]
+        if find_not_finite:
+            sequences = slice(start, start + len(batch))
+            copied += [
+                (not_finite[hook][sequences], has_not_finite(values).reshape(len(batch), -1))
+                for hook, values in stored.items()
+            ]
         if copies is None:
-            for hook, values in stored.items():
-                rows[hook][place].copy_(values)
+            for target, values in copied:
+                target.copy_(values)
         else:
             copies.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(copies):
-                for hook, values in stored.items():
-                    rows[hook][place].copy_(values, non_blocking=True)
+                for target, values in copied:
+                    target.copy_(values, non_blocking=True)
                     values.record_stream(copies)  # its memory is not given to the next pass before it was copied
         on_progress(len(batch) * rows_per_sequence)
-    return PendingRows(rows, None if copies is None else copies.record_event())
+    return PendingRows(rows, not_finite, None if copies is None else copies.record_event())
 
 
 def harvest_rows(

@@ -49,6 +49,10 @@ class HarvestConfig(Record):
     separator: str | None = None
     """A token of the tokenizer that is put behind every document, such as <eos>; null: documents stand end to end. Its
     positions have rows like all others."""
+    not_finite: Literal["error", "leave_out"] = "error"
+    """A row with an infinity or NaN ends the harvest; or its sequence is left out, counted, and replaced by one of the
+    spare sequences that every shard then has. Which are left out depends on all hooks, so that none is taken over from
+    a cache with others."""
     forward_batch_sequences: int = Field(gt=0, le=2**20)
     """Sequences in one forward pass. It can change the last bits of a row, and so belongs to the cache's identity."""
     sequences_per_chunk: int | None = Field(default=None, gt=0, le=2**20)

@@ -148,6 +148,7 @@ def _compute(missing: Missing, model: RowModel, *, device: str, check: Callable[
             missing.shards,
             model,
             windows=lambda split, shard: missing.windows.shard(split, shard, check=check),
+            origin=missing.windows.origin,
             device=device,
             on_rows=on_rows,
             check=check,

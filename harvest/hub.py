@@ -23,7 +23,7 @@ from datasets.utils.file_utils import xopen
 from harvest.files import BadText
 from harvest.formats import column_text, fits
 from harvest.text_config import HubText
-from language_model.load import hub_problem
+from language_model.hub import asking_hub, hub_problem
 from store.machine import explain, is_of_this_machine
 
 _BATCH_ROWS = 1024
@@ -93,9 +93,10 @@ def hub_records(config: HubText) -> Iterable[dict[str, Any]]:
 
     Raises what `datasets` raises.
     """
-    builder = datasets.load_dataset_builder(
-        config.dataset, name=config.config, revision=config.revision, trust_remote_code=False
-    )
+    with asking_hub():
+        builder = datasets.load_dataset_builder(
+            config.dataset, name=config.config, revision=config.revision, trust_remote_code=False
+        )
     if isinstance(builder, Parquet):
         if builder.config.filters is not None:
             raise ValueError("expected a configuration that reads all rows, found one with filters. Choose another")

@@ -59,6 +59,7 @@ def open_inputs(config: HarvestConfig, model: LanguageModelConfig | None) -> Inp
         codec=config.codec,
         harvest_version=HARVEST_VERSION.number,
         first_token=config.first_token,
+        not_finite=config.not_finite,
         attention=model_family(folder).attention,
     )
     return Inputs(model_folder=folder, text=text, spec=spec)

@@ -7,6 +7,7 @@ depend on no thread count: rows are added one after another.
 import numpy as np
 from numpy.typing import NDArray
 
+from harvest.documents import OriginOf
 from store.cache.moments import ShardSums
 from store.cache.norms import BIN_SHIFT, NUM_BINS, TAIL_TIMES_MEDIAN, NormCounts, first_edge_from, median_norm
 from store.codec.compiled import compiled
@@ -21,22 +22,31 @@ class BadActivation(ValueError):
 
 
 def shard_sums(
-    rows: NDArray[np.uint16], *, hook: str, first_sequence: int, rows_per_sequence: int, first_position: int = 1
+    rows: NDArray[np.uint16],
+    *,
+    hook: str,
+    first_sequence: int,
+    rows_per_sequence: int,
+    first_position: int = 1,
+    origin: OriginOf = lambda *_: None,
 ) -> ShardSums:
     """Per-channel sums and sums of squares of `rows` (rows, d_model), bit patterns of bfloat16; and their norms.
 
     `hook`, `first_sequence` (the number of the first row's sequence in the cache) and `first_position` (the first of a
-    sequence that has a row) say where the rows come from: `BadActivation` names the first infinity or NaN by hook,
-    sequence and position.
+    sequence that has a row) say where the rows come from, and `origin` gives the document of a sequence of these rows
+    and a position: `BadActivation` names the first infinity or NaN by hook, document, sequence and position.
     """
     sums, sums_of_squares, squared_norms = _sums(rows)
     # Squares of finite bfloat16 numbers stay below 1.2e77, so only a row that is not finite can spoil the sums.
     if not np.isfinite(sums_of_squares).all():
         row = int(np.argmax(((rows & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any(axis=1)))
-        sequence, position = first_sequence + row // rows_per_sequence, row % rows_per_sequence + first_position
+        sequence, position = row // rows_per_sequence, row % rows_per_sequence + first_position
+        found = origin(sequence, position)
+        document = "" if found is None else f" (document {found.number} of {found.name})"
         raise BadActivation(
-            f"expected finite activations at {hook}, got an infinity or NaN in sequence {sequence}, position "
-            f"{position}. Compute in another language_model.compute_dtype, or check the model's weights"
+            f"expected finite activations at {hook}, got an infinity or NaN in sequence {first_sequence + sequence}, "
+            f"position {position}{document}. Compute in another language_model.compute_dtype, check the model's "
+            "weights, or leave such sequences out (harvest.not_finite: leave_out)"
         )
     return ShardSums(
         num_rows=len(rows),

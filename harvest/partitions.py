@@ -20,12 +20,13 @@ from compute.progress import progress
 from compute.software import Software, software_here
 from compute.stop import StopRequest
 from harvest.activations import RowModel
+from harvest.documents import Origin, origin_of
 from harvest.probe import Probe, probe
 from harvest.shards import MAX_PENDING_BYTES, ShardPlace, Stopped, harvest_shards, load_cut, missing_rows
 from harvest.streams import Tokens
 from harvest.synthetic import SampleNumbers, sample_numbers
 from harvest.version import HARVEST_VERSION
-from harvest.windows import ACCOUNT_FILE, WindowSource, read_shard
+from harvest.windows import ACCOUNT_FILE, WindowSource, read_shard, shard_path
 from language_model.identity import weights_digest
 from store.atomic import write_bytes
 from store.cache.paths import shard_record_path
@@ -201,6 +202,7 @@ def harvest_partition(partition: Partition) -> str | None:
                 shards,
                 _model(job),
                 windows=functools.partial(_await_windows, job, check=check),
+                origin=functools.partial(_origin, job),
                 device=_device_here(job.device),
                 on_rows=_ProgressFiles(job),
                 check=check,
@@ -261,6 +263,10 @@ def _await_windows(job: Job, split: Split, shard: int, *, check: Callable[[], ob
             raise StoreError(f"expected the windows of {split} shard {shard} in {folder}, found none or damaged ones")
         check()
         time.sleep(0.1)
+
+
+def _origin(job: Job, split: Split, shard: int, window: int, position: int) -> Origin | None:
+    return origin_of(shard_path(job.folder / "windows", split, shard), job.spec, window, position)
 
 
 def _model(job: Job) -> RowModel:

@@ -54,7 +54,9 @@ def harvest_again(
             saved = target.with_name(f"windows-{inputs.spec.digest[:16]}-{sizes}")
             with window_source(saved, inputs, wanted) as windows:
                 model_of_it = load_cut(inputs.model_folder, inputs.spec, inputs.spec.hooks, device=device)
-                harvest_shards(writer, missing, model_of_it, windows=windows.shard, device=device)
+                harvest_shards(
+                    writer, missing, model_of_it, windows=windows.shard, origin=windows.origin, device=device
+                )
         truth = None
         if inputs.spec.is_synthetic:
             truth = truth_files(inputs.spec, num_held_out_sequences=manifest.num_held_out_sequences)

@@ -1,12 +1,13 @@
 """Shards of earlier harvests: of runs that were interrupted, and of earlier outputs, also with other hooks."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compute.progress import say
+from harvest.earlier_windows import has_same_windows, take_windows
 from harvest.shards import missing_shards
-from store.cache.manifest import parse_manifest
+from store.cache.manifest import Manifest, parse_manifest
 from store.cache.paths import MANIFEST_FILE
 from store.cache.spec import CacheSpec, spec_difference
 from store.cache.split import SPLITS
@@ -15,32 +16,50 @@ from store.care.dvc_versions import earlier_outputs, files_in
 from store.errors import StoreError
 from store.identity import how_identified
 from store.write.growing import GrowingCache
-from store.write.reuse import is_same_but_hooks
 
 
-def reuse_shards(cache: GrowingCache, output: Path, *, interrupted: Sequence[Path]) -> TextAccount | None:
+def reuse_shards(
+    cache: GrowingCache, output: Path, *, interrupted: Sequence[Path], windows: Path
+) -> TextAccount | None:
     """Reuses shards of the folders `interrupted`, whatever their number of rows, and of earlier outputs; says so.
 
-    Returns the account of the text, if an earlier output of the same text and size has it: then no text is read.
+    Returns the account of the text, if an earlier output of the same text and size has it: then no text is read. Where
+    rows are missing nevertheless, its token windows are kept in the folder `windows`, for a WindowSource.
     """
     for folder in interrupted:
         cache.reuse_shards(files_in(folder))
     before, earlier_specs, account = _hooks_missing(cache), [], None
     for files in earlier_outputs(output.as_posix()):
-        if not missing_shards(cache) and account is not None:
+        if account is not None and not missing_shards(cache):
             break
         cache.reuse_shards(files)
-        if MANIFEST_FILE in files:
-            with contextlib.suppress(OSError, StoreError):  # damaged, or of another version: it says nothing
-                earlier = parse_manifest(files[MANIFEST_FILE].read_bytes(), where=MANIFEST_FILE)
-                earlier_specs.append(earlier.spec)
-                sizes = (earlier.num_sequences, earlier.num_held_out_sequences)
-                same_text = is_same_but_hooks(cache.spec, earlier.spec)
-                if same_text and sizes == (cache.num_sequences, cache.num_held_out_sequences):
-                    account = account or earlier.text_account
+        if (earlier := _manifest(files)) is not None:
+            earlier_specs.append(earlier.spec)
+            if account is None:
+                account = _account(cache, earlier, files, windows=windows)
     if earlier_specs and _hooks_missing(cache) == before:
         _tell_difference(earlier_specs[0], cache.spec)
     return account
+
+
+def _manifest(files: Mapping[str, Path]) -> Manifest | None:
+    if MANIFEST_FILE in files:
+        with contextlib.suppress(OSError, StoreError):  # damaged, or of another version: it says nothing
+            return parse_manifest(files[MANIFEST_FILE].read_bytes(), where=MANIFEST_FILE)
+    return None
+
+
+def _account(cache: GrowingCache, earlier: Manifest, files: Mapping[str, Path], *, windows: Path) -> TextAccount | None:
+    """The account of an earlier cache, if it is ours; with it come the windows, where rows are missing."""
+    ours, theirs = (
+        (cache.num_sequences, cache.num_held_out_sequences),
+        (earlier.num_sequences, earlier.num_held_out_sequences),
+    )
+    if ours != theirs or not has_same_windows(cache.spec, earlier.spec):
+        return None
+    if missing_shards(cache) and take_windows(files, earlier, cache.spec, folder=windows):
+        say("harvest", "the tokens of the earlier cache are those of this text: no text is read")
+    return earlier.text_account
 
 
 def tell_what_is_reused(cache: GrowingCache) -> None:

@@ -19,7 +19,9 @@ from harvest.reuse import reuse_shards, tell_what_is_reused
 from harvest.shards import MAX_PENDING_BYTES, missing_hooks, missing_rows, missing_shards, window_source
 from harvest.synthetic import truth_files
 from language_model.config import LanguageModelConfig
+from store.cache.left_out import left_out_lines
 from store.cache.manifest import Manifest
+from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS
 from store.harvest_log import HarvestLog, HarvestRun, read_harvest_log, write_harvest_log
 from store.lease import exclusive_lock
@@ -75,7 +77,9 @@ def run(
             account = None
             if reuse:
                 with phase("harvest", "looking for shards of earlier harvests"):
-                    account = reuse_shards(writer, output, interrupted=_interrupted(place, first=same_spec))
+                    account = reuse_shards(
+                        writer, output, interrupted=_interrupted(place, first=same_spec), windows=own / "windows"
+                    )
             tell_what_is_reused(writer)
             shards = missing_shards(writer)
             has_earlier = bool(writer.taken) or len(shards) < sum(map(writer.num_shards, SPLITS))
@@ -92,11 +96,9 @@ def run(
                     return None
                 if account is None:
                     account = windows.account()
-            truth = None
-            if spec.is_synthetic:
-                with phase("harvest", "measuring how often each feature fires"):
-                    truth = truth_files(spec, num_held_out_sequences=config.num_held_out_sequences)
-            manifest = writer.finish(text_account=account, truth=truth)
+            manifest = writer.finish(text_account=account, truth=_truth(spec, config) if spec.is_synthetic else None)
+            for line in left_out_lines(manifest.left_out, account):
+                say("harvest", line)
         lease.check()
         log = read_harvest_log(output)
         runs = log.runs if log is not None and has_earlier else ()
@@ -127,6 +129,12 @@ def run(
         if place != scratch:
             shutil.rmtree(place, ignore_errors=True)  # while it is ours
     return manifest
+
+
+def _truth(spec: CacheSpec, config: HarvestConfig) -> dict[str, bytes]:
+    """The files that say what the known features are, by hook."""
+    with phase("harvest", "measuring how often each feature fires"):
+        return truth_files(spec, num_held_out_sequences=config.num_held_out_sequences)
 
 
 def _interrupted(place: Path, *, first: str) -> list[Path]:

@@ -2,17 +2,18 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from compute.progress import counting_layers, phase
 from harvest.activations import PendingRows, RowModel, load_cut_model, start_rows
 from harvest.config import HarvestConfig
+from harvest.documents import Origin, OriginOf
 from harvest.inputs import Inputs
 from harvest.moments import shard_sums
+from harvest.not_finite import NotFinite, Rows, replace_sequences
 from harvest.streams import Tokens
 from harvest.synthetic import SampleNumbers, load_synthetic
 from harvest.tokens import separator_id
@@ -92,6 +93,7 @@ def harvest_shards(
     model: RowModel,
     *,
     windows: Callable[[Split, int], Tokens],
+    origin: Callable[[Split, int, int, int], Origin | None] = lambda *_: None,
     device: str,
     on_rows: Callable[[ShardPlace, float, bool], object] = lambda *_: None,
     check: Callable[[], object] = lambda: None,
@@ -102,14 +104,32 @@ def harvest_shards(
         writer: of the cache.
         shards: to be committed.
         model: cut behind the deepest hook that any of them lacks.
-        windows: the tokens (sequences, context_length) of a shard.
+        windows: the tokens (sequences, context_length) of a shard, its spare ones behind them.
+        origin: the document of a split, a shard, a window of it and a position.
         device: of the model.
         on_rows: is given a shard, a number of rows, and whether they are finished (a forward pass) or only under way.
         check: called between forward passes; what it raises ends the work.
     """
     spec = writer.spec
     place: ShardPlace = shards[0]
-    behind: tuple[ShardPlace, Tokens, PendingRows] | None = None  # what a GPU computes while the next is prepared
+    behind: _Shard | None = None  # what a GPU computes while the next is prepared
+
+    def start(tokens: Tokens, on_progress: Callable[[int], object]) -> PendingRows:
+        return start_rows(
+            model,
+            tokens,
+            d_model=spec.model.d_model,
+            rows_per_sequence=spec.rows_per_sequence,
+            batch_sequences=spec.forward_batch_sequences,
+            device=device,
+            on_progress=on_progress,
+            find_not_finite=spec.not_finite == "leave_out",
+        )
+
+    def compute_spare(tokens: Tokens) -> tuple[Rows, NotFinite]:
+        pending = start(tokens, lambda _: check())
+        return pending.result(), pending.not_finite()
+
     per_sequence = spec.rows_per_sequence
     with counting_layers(model.layers, lambda rows: on_rows(place, rows, False), per_sequence=per_sequence):
         for place in shards:
@@ -117,46 +137,65 @@ def harvest_shards(
             if writer.committed(shard, split) is not None:
                 continue  # by a worker that was thought to be dead
             tokens = windows(split, shard)
+            own = tokens[: writer.shard_sequences(shard, split)]
 
             def finished(num_rows: int, place: ShardPlace = place) -> None:
                 on_rows(place, num_rows, True)
                 check()
 
-            pending = start_rows(
-                model,
-                tokens,
-                d_model=spec.model.d_model,
-                rows_per_sequence=spec.rows_per_sequence,
-                batch_sequences=spec.forward_batch_sequences,
-                device=device,
-                on_progress=finished,
+            started = _Shard(
+                place, own, tokens[len(own) :], start(own, finished), functools.partial(origin, split, shard)
             )
             if behind is not None:
-                _submit(writer, *behind)
-            behind = (place, tokens, pending)
-            if not pending.is_behind:
-                _submit(writer, *behind)
+                _submit(writer, behind, compute_spare)
+            behind = started
+            if not behind.pending.is_behind:
+                _submit(writer, behind, compute_spare)
                 behind = None
         if behind is not None:
-            _submit(writer, *behind)
+            _submit(writer, behind, compute_spare)
 
 
-def _submit(writer: CacheWriter, place: ShardPlace, tokens: Tokens, pending: PendingRows) -> None:
+@dataclass(frozen=True)
+class _Shard:
+    """One that is computed."""
+
+    place: ShardPlace
+    tokens: Tokens
+    spare: Tokens
+    pending: PendingRows
+    origin: OriginOf
+
+
+def _submit(writer: CacheWriter, made: _Shard, compute_spare: Callable[[Tokens], tuple[Rows, NotFinite]]) -> None:
     """Hands a shard over, with the hooks that no other cache gave."""
-    split, shard = place
+    (split, shard), spec, tokens, left_out = made.place, writer.spec, made.tokens, None
+    rows = made.pending.result()
+    if spec.not_finite == "leave_out":
+        tokens, left_out = replace_sequences(
+            tokens,
+            rows,
+            made.pending.not_finite(),
+            spare=made.spare,
+            compute=compute_spare,
+            origin=made.origin,
+            first_position=spec.num_excluded_positions,
+            where=f"{split} shard {shard}",
+        )
     taken = writer.taken_hooks(shard, split)
-    rows = {hook: values for hook, values in pending.result().items() if hook not in taken}
-    first = shard * writer.spec.sequences_per_shard
+    rows = {hook: values for hook, values in rows.items() if hook not in taken}
+    first = shard * spec.sequences_per_shard
     writer.submit_shard(
         shard,
         split=split,
         tokens=tokens,
         rows=rows,
-        sums=functools.partial(_sums, rows, spec=writer.spec, first_sequence=first),
+        sums=functools.partial(_sums, rows, spec=spec, first_sequence=first, origin=made.origin),
+        left_out=left_out,
     )
 
 
-def _sums(rows: dict[str, NDArray[np.uint16]], *, spec: CacheSpec, first_sequence: int) -> dict[str, ShardSums]:
+def _sums(rows: Rows, *, spec: CacheSpec, first_sequence: int, origin: OriginOf) -> dict[str, ShardSums]:
     return {
         hook: shard_sums(
             values,
@@ -164,6 +203,7 @@ def _sums(rows: dict[str, NDArray[np.uint16]], *, spec: CacheSpec, first_sequenc
             first_sequence=first_sequence,
             rows_per_sequence=spec.rows_per_sequence,
             first_position=spec.num_excluded_positions,
+            origin=origin,
         )
         for hook, values in rows.items()
     }

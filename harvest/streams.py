@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from harvest.documents import Start, cut_starts
 from store.identity import Count
 from store.record import Record
 
@@ -19,6 +20,8 @@ class StreamState(Record):
     """Taken so far."""
     rest: str
     """Those that are in no complete shard yet: little-endian uint32 in base64."""
+    documents: tuple[Start, ...] = ()
+    """That those tokens come from; not known where an earlier version wrote the state."""
 
 
 class ShardStream:
@@ -34,7 +37,7 @@ class ShardStream:
         context_length: int,
         windows_per_shard: int,
         bos_token_id: int | None,
-        on_shard: Callable[[int, Tokens], object],
+        on_shard: Callable[[int, Tokens, list[Start]], object],
         state: StreamState | None = None,
     ) -> None:
         self.num_windows = num_windows
@@ -48,6 +51,7 @@ class ShardStream:
         rest = np.frombuffer(b"" if state is None else base64.b64decode(state.rest), dtype="<u4").astype(np.uint32)
         self._rest: list[Tokens] = [rest] if len(rest) else []
         self._num_rest = len(rest)
+        self._starts = [] if state is None else list(state.documents)
         self._shard = (self.num_tokens - len(rest)) // (windows_per_shard * self._per_window)
 
     @property
@@ -65,6 +69,11 @@ class ShardStream:
         """Tokens that are in no complete shard yet."""
         return self._num_rest
 
+    def begin(self, part: int, number: int) -> None:
+        """Says that the next tokens are of another document."""
+        if not self.is_full:
+            self._starts.append((self._num_rest, part, number))
+
     def add(self, token_ids: Tokens) -> int:
         """Appends `token_ids` (tokens,); returns how many of them were wanted."""
         taken = token_ids[: self.num_windows * self._per_window - self.num_tokens]
@@ -78,7 +87,8 @@ class ShardStream:
             if self._bos_token_id is not None:
                 windows[:, 0] = self._bos_token_id
             windows[:, self._num_bos :] = stream[:wanted].reshape(-1, self._per_window)
-            self._on_shard(self._shard, windows)
+            starts, self._starts = cut_starts(self._starts, wanted)
+            self._on_shard(self._shard, windows, starts)
             self._shard += 1
             self._rest = [stream[wanted:]]
             self._num_rest -= wanted
@@ -87,7 +97,8 @@ class ShardStream:
     def state(self) -> StreamState:
         """Where it stands."""
         rest = np.concatenate([np.empty(0, dtype=np.uint32), *self._rest]).astype("<u4")
-        return StreamState(num_tokens=self.num_tokens, rest=base64.b64encode(rest.tobytes()).decode())
+        encoded = base64.b64encode(rest.tobytes()).decode()
+        return StreamState(num_tokens=self.num_tokens, rest=encoded, documents=tuple(self._starts))
 
     def _tokens_of_shard(self) -> int:
         return min(self._per_shard, self.num_windows - self._shard * self._per_shard) * self._per_window

@@ -76,6 +76,9 @@ class SampleNumbers(AbstractContextManager["SampleNumbers"]):
     def account(self) -> None:
         """There is no text of which something could become."""
 
+    def origin(self, split: Split, shard: int, window: int, position: int) -> None:
+        """A sample is of no document."""
+
     def shard(self, split: Split, shard: int, *, check: Callable[[], object] = lambda: None) -> Tokens:
         """The numbers (sequences, context_length) of a shard."""
         check()

@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from harvest.counts import PartCount
+from harvest.documents import Start
 from harvest.encode import PIECE_CHARACTERS, tokenize, tokenize_long
 from harvest.interleave import Check, Document, unchecked
 from harvest.streams import ShardStream, StreamState, Tokens
@@ -98,6 +99,8 @@ class Packer:
         held_out_fraction: share of the documents that are held out.
         separator_id: the token behind every document; None for none.
         on_shard: is given split, shard and its windows (sequences, context_length), each once, in the order of a split.
+        on_documents: before that, split, shard and which documents the windows come from.
+        num_spare: windows of each split that only stand in for others.
         state: to go on from.
     """
 
@@ -115,11 +118,14 @@ class Packer:
         held_out_fraction: float,
         separator_id: int | None,
         on_shard: Callable[[Split, int, Tokens], object],
+        on_documents: Callable[[Split, int, list[Start]], object] = lambda *_: None,
+        num_spare: dict[Split, int] | None = None,
         state: PackingState | None = None,
     ) -> None:
         self._text, self._tokenizer = text, tokenizer
         self._vocab_size, self._rows_per_window = vocab_size, rows_per_window
         self._fraction = held_out_fraction
+        self._num_spare: dict[Split, int] = num_spare or dict.fromkeys(SPLITS, 0)
         self._separator = None if separator_id is None else np.array([separator_id], dtype=np.uint32)
         self.num_documents = 0 if state is None else state.num_documents
         self._counts = [PartCount() for _ in text.parts]
@@ -127,12 +133,16 @@ class Packer:
             self._counts = [PartCount.of(part, total=n) for part, n in zip(state.parts, state.totals, strict=True)]
 
         def stream(split: Split) -> ShardStream:
+            def keep(shard: int, windows: Tokens, starts: list[Start]) -> None:
+                on_documents(split, shard, starts)
+                on_shard(split, shard, windows)
+
             return ShardStream(
                 num_windows=num_windows[split],
                 context_length=context_length,
                 windows_per_shard=windows_per_shard,
                 bos_token_id=bos_token_id,
-                on_shard=lambda shard, windows: on_shard(split, shard, windows),
+                on_shard=keep,
                 state=None if state is None else state.streams[split],
             )
 
@@ -232,6 +242,7 @@ class Packer:
 
     def _add(self, document: Document, split: Split, pieces: Iterable[Tokens]) -> None:
         count, num_tokens, num_taken = self._counts[document.part], 0, 0
+        self.streams[split].begin(document.part, count.num_documents)
         for token_ids in pieces:
             num_tokens += len(token_ids)
             num_taken += self.streams[split].add(token_ids)
@@ -269,9 +280,12 @@ class Packer:
             advice = f"Lower harvest.num_held_out_sequences, raise {fraction} or give more text"
         if filtered := sum(count.num_filtered_documents for count in self._counts):
             advice += f". The filter left out {filtered} of {self.num_documents} documents"
+        spare = ""
+        if sum(self._num_spare.values()):
+            spare = f" (spare ones, {self._num_spare['training']} and {self._num_spare['held_out']}, included)"
         return (
             f"expected text for {training.num_windows * per_window} training rows ({training.num_windows} sequences) "
-            f"and {held_out.num_windows} held-out sequences, got {training.num_filled * per_window} rows "
+            f"and {held_out.num_windows} held-out sequences{spare}, got {training.num_filled * per_window} rows "
             f"({training.num_filled} sequences) from {num_documents['training']} training documents and "
             f"{held_out.num_filled} from {num_documents['held_out']} held-out documents. {advice}"
         )

@@ -8,6 +8,9 @@ HARVEST_VERSION = CodeVersion(
         "harvest/activations.py",
         "harvest/hub.py",
         "harvest/counts.py",
+        "harvest/documents.py",
+        "harvest/not_finite.py",
+        "harvest/earlier_windows.py",
         "harvest/encode.py",
         "harvest/files.py",
         "harvest/formats.py",
@@ -36,8 +39,9 @@ HARVEST_VERSION = CodeVersion(
         "language_model/tokenizer.py",
         "store/cache",
         "store/codec",
+        "store/read/tokens.py",
         "store/write",
     ),
-    code_sha256="f91877bd3bac852ed3e271d5ad1ca666fcb5e599da79f14078e7185a00465494",
+    code_sha256="619e9922be317437facd988b803b05f930fdbaea0b906b6f1bb8bc030d1a1e16",
 )
 """Raised by hand when the same spec would give other bytes: packing, rounding, what is left out."""

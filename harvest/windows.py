@@ -3,7 +3,7 @@
 A shard's windows are written once they are complete, and read from there, by this process or by others that see the
 folder. So the model starts with the first shard, and packing may be as far ahead as it likes: tokens take a thousandth
 of the room that their rows take. A run that was killed goes on where its packing stood. Where every shard that is asked
-for is there already, no text is read.
+for is there already, as after earlier_windows.py took them from a cache, no text is read.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 from tokenizers import Tokenizer
 
+from harvest.documents import Origin, Start, origin_of, write_documents
 from harvest.streams import Tokens
 from harvest.text import TextSource
 from harvest.tokens import Packer, PackingState
@@ -68,6 +69,11 @@ def read_shard(folder: Path, split: Split, shard: int, *, context_length: int) -
     return np.frombuffer(data, dtype="<u4").reshape(-1, context_length).astype(np.uint32)
 
 
+def keep_account(folder: Path, account: TextAccount) -> None:
+    """Says that every window is there, and what became of the text."""
+    write_record_file(folder / ACCOUNT_FILE, account)
+
+
 class WindowSource(AbstractContextManager["WindowSource"]):
     """The windows of one harvest, by shard.
 
@@ -77,8 +83,8 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         load_tokenizer: called if a window has to be made.
         spec: what decides the windows: packing, context length, held-out fraction, shards.
         separator_id: by the tokenizer, see tokens.py.
-        num_sequences: training windows.
-        num_held_out_sequences: held-out windows.
+        num_sequences: training windows, without the spare ones of each shard (see CacheSpec.spare_sequences).
+        num_held_out_sequences: held-out windows, likewise.
     """
 
     def __init__(
@@ -94,7 +100,11 @@ class WindowSource(AbstractContextManager["WindowSource"]):
     ) -> None:
         self.folder = folder
         self._text, self._load_tokenizer, self._separator_id, self._spec = text, load_tokenizer, separator_id, spec
-        self._num_windows: dict[Split, int] = {"training": num_sequences, "held_out": num_held_out_sequences}
+        sizes: dict[Split, int] = {"training": num_sequences, "held_out": num_held_out_sequences}
+        self._num_shards: dict[Split, int] = {split: spec.num_shards(sizes[split]) for split in SPLITS}
+        self._num_spare: dict[Split, int] = {split: self._num_shards[split] * spec.spare_sequences for split in SPLITS}
+        self._num_windows: dict[Split, int] = {split: sizes[split] + self._num_spare[split] for split in SPLITS}
+        self._per_shard = spec.sequences_per_shard + spec.spare_sequences
         self._num_filled = 0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._given_up = threading.Event()
@@ -121,6 +131,8 @@ class WindowSource(AbstractContextManager["WindowSource"]):
     def shard(self, split: Split, shard: int, *, check: Callable[[], object] = lambda: None) -> Tokens:
         """The windows (sequences, context_length) of a shard, as soon as they are complete, in any order of asking.
 
+        Its spare windows are the last ones.
+
         `check` is called once a second while they are waited for; what it raises ends the wait.
 
         Raises:
@@ -128,8 +140,8 @@ class WindowSource(AbstractContextManager["WindowSource"]):
                 the last shard is asked for.
             BadText: (a ValueError) a document cannot be read.
         """
-        if not 0 <= shard < self._spec.num_shards(self._num_windows[split]):
-            raise ValueError(f"expected a {split} shard below {self._spec.num_shards(self._num_windows[split])}")
+        if not 0 <= shard < self._num_shards[split]:
+            raise ValueError(f"expected a {split} shard below {self._num_shards[split]}")
         windows = self._read(split, shard)
         if windows is None and self._packing is None:
             self._start()
@@ -154,6 +166,10 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         self._raise_error()
         return windows
 
+    def origin(self, split: Split, shard: int, window: int, position: int) -> Origin | None:
+        """The document of a position of a window of a shard; None where that is not known."""
+        return origin_of(shard_path(self.folder, split, shard), self._spec, window, position)
+
     def account(self) -> TextAccount:
         """What became of the text; waits until every window is there."""
         account = self._kept_account()
@@ -168,8 +184,7 @@ class WindowSource(AbstractContextManager["WindowSource"]):
         return windows if windows is not None and len(windows) == self._shard_windows(split, shard) else None
 
     def _shard_windows(self, split: Split, shard: int) -> int:
-        per_shard = self._spec.sequences_per_shard
-        return min(per_shard, self._num_windows[split] - shard * per_shard)
+        return min(self._per_shard, self._num_windows[split] - shard * self._per_shard)
 
     def _raise_error(self) -> None:
         if self._packing is not None and self._packing.done():
@@ -205,6 +220,9 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             has_new_shard = True
             self._notify()
 
+        def keep_documents(split: Split, shard: int, starts: list[Start]) -> None:
+            write_documents(shard_path(self.folder, split, shard), starts, lambda part: self._text.parts[part].name)
+
         def check() -> None:
             if self._given_up.is_set():
                 raise _GivenUp
@@ -227,14 +245,16 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             context_length=self._spec.context_length,
             rows_per_window=self._spec.rows_per_sequence,
             num_windows=self._num_windows,
-            windows_per_shard=self._spec.sequences_per_shard,
+            windows_per_shard=self._per_shard,
+            num_spare=self._num_spare,
             held_out_fraction=self._spec.held_out_fraction,
             separator_id=self._separator_id(tokenizer),
             on_shard=keep,
+            on_documents=keep_documents,
             state=state,
         )
         account = packer.run(on_progress=progress, on_batch=keep_state, check=check)
-        write_record_file(self.folder / ACCOUNT_FILE, account)
+        keep_account(self.folder, account)
         return account
 
     def _kept_account(self) -> TextAccount | None:
@@ -253,9 +273,9 @@ class WindowSource(AbstractContextManager["WindowSource"]):
             return None
         for split in SPLITS:
             num_tokens = state.streams[split].num_tokens
-            per_shard = self._spec.sequences_per_shard * self._spec.text_tokens_per_sequence
+            per_shard = self._per_shard * self._spec.text_tokens_per_sequence
             is_full = num_tokens == self._num_windows[split] * self._spec.text_tokens_per_sequence
-            num_shards = self._spec.num_shards(self._num_windows[split]) if is_full else num_tokens // per_shard
+            num_shards = self._num_shards[split] if is_full else num_tokens // per_shard
             if any(self._read(split, shard) is None for shard in range(num_shards)):
                 return None
         return state

@@ -4,6 +4,7 @@ config.py            its settings
 families.py          the names of a family's parts and settings
 hooks.py             the places where activations are read
 sites.py             activations there, read and replaced in a running model
+hub.py               a hub that does not answer, found out in seconds
 load.py              a name to a checked checkpoint, its identity, the model
 identity.py          a digest of what decides its numbers
 memory.py            what was found out before

@@ -5,7 +5,6 @@ formats (pickles) and code from a checkpoint are never loaded. `identify` refuse
 that the first stage says it. The large libraries, which take seconds to import, are imported where they are needed.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from language_model.checkpoint import (
     tensor_headers,
 )
 from language_model.families import Attention
+from language_model.hub import asking_hub, hub_problem
 from language_model.identity import tokenizer_digest, weights_digest
 from language_model.special_tokens import bos_token, special_tokens
 from language_model.structure import check_loading, check_structure_once, load_config, quiet_loading
@@ -45,7 +45,6 @@ EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _FILES = ["*.json", "*.safetensors", "tokenizer*"]
 _HUB_TIMEOUT_SECONDS = 10
-_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def resolve(name: str, revision: str | None) -> Path:
@@ -68,7 +67,8 @@ def resolve(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, ModelUnavailable):
         pass  # not here, or only in part: ask the hub
     try:
-        return _checked(_snapshot(name, revision, local_files_only=False), name)
+        with asking_hub():
+            return _checked(_snapshot(name, revision, local_files_only=False), name)
     except GatedRepoError as error:
         raise _unavailable(name, "its licence is not accepted, or no token was given") from error
     except RevisionNotFoundError as error:
@@ -81,18 +81,6 @@ def resolve(name: str, revision: str | None) -> Path:
         if isinstance(error, OSError) and is_of_this_machine(error):  # such as a full disk
             raise explain(error, f"fetch the language model {name!r}") from error
         raise _unavailable(name, hub_problem(error)) from error
-
-
-def hub_problem(error: Exception) -> str:
-    """Why the hub gave nothing, in words: who forbids to ask it, what it answered, or that nothing answered."""
-    forbidding = [name for name in _OFFLINE_VARIABLES if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
-    if forbidding:
-        return f"{', '.join(forbidding)} forbids to ask the hub: unset it where the hub can be reached"
-    where = os.environ.get("HF_ENDPOINT") or "huggingface.co"
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"the hub at {where} answered with status {response.status_code}"
-    return f"the hub could not be reached at {where} from this machine: no connection, a proxy, or it is down"
 
 
 def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Path:

@@ -13,6 +13,7 @@ from store.atomic import read_json, write_json
 from store.cache.manifest import Manifest
 from store.errors import StoreError
 from store.files.open import CachePlace, place_of
+from store.read.cache import ActivationCache
 from train.checkpoint import checkpoints_in
 from train.config import TrainConfig, shape_key
 from train.dispatch import run_here, run_on_cluster
@@ -86,11 +87,12 @@ def train_missing(
         _announce(tasks, budget)
         stopped = run_here(tasks)
     else:
+        files = ActivationCache(cache).files
         with connect(scheduler) as client:
             tasks = planned(len(workers_of(client)))
             _announce(tasks, budget)
             num_tokens = sum(
-                plan_run(config, manifest, hook=task.hook).num_steps * config.batch_rows * len(task.variants)
+                plan_run(config, manifest, files, hook=task.hook).num_steps * config.batch_rows * len(task.variants)
                 for task in tasks
             )
             stopped = run_on_cluster(client, tasks, num_tokens=num_tokens)

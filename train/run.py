@@ -88,7 +88,8 @@ def run(
     check_variant_names({check_variant_name(name): variant for name, variant in variants.items()})
     check_sinks(resources.sinks)
     tell_if_edited(TRAIN_VERSION, stage="train", where="train/version.py")
-    manifest = ActivationCache(cache).manifest
+    opened = ActivationCache(cache)
+    manifest = opened.manifest
     partner_of = partners(config, variants)
     resolved_with = functools.partial(
         resolve_variants,
@@ -99,7 +100,8 @@ def run(
     resolved = resolved_with({name: variant for name, variant in variants.items() if name not in partner_of})
     controls = {name: variants[name] for name in partner_of}
     by_hook = variants_by_hook(resolved)
-    plans = {hook: plan_run(config, manifest, hook=hook) for hook in by_hook}  # what does not fit the cache ends here
+    # Settings that do not fit the cache end here.
+    plans = {hook: plan_run(config, manifest, opened.files, hook=hook) for hook in by_hook}
     fewest = min(plan.num_steps for plan in plans.values())
     if fewest < FEW_STEPS:
         print(

@@ -17,11 +17,13 @@ from store.cache.manifest import Manifest
 from store.cache.norm_limit import NormLimit, within_limit
 from store.errors import MismatchedCache
 from store.files.open import CachePlace
+from store.files.protocol import Files
 from store.lease import exclusive_lock
 from store.read.batches import Position, rows_in_use
 from store.read.cache import ActivationCache
 from store.read.device import DeviceBatches
 from store.read.long_rows import RowsWithin
+from store.read.rows_above import most_rows_above
 from store.record import digest
 from store.replace import replace_folder
 from train.artefacts import save_group
@@ -121,7 +123,7 @@ def run_task(task: Task) -> str | None:
             f"expected the activation cache {task.cache_digest[:12]} in {task.cache}, found "
             f"{cache.manifest.digest[:12]}. It was replaced while the training ran, or this machine sees another folder"
         )
-    config, plan = task.config, plan_run(task.config, cache.manifest, hook=task.hook)
+    config, plan = task.config, plan_run(task.config, cache.manifest, cache.files, hook=task.hook)
     with exclusive_lock(task.folder), stop_on_signals(stop_file(task.scratch)) as request:
         runs = [
             GroupRun(
@@ -219,8 +221,11 @@ class Plan:
         return RowsWithin(self.limit.squared_norm, self.num_rows)
 
 
-def plan_run(config: TrainConfig, manifest: Manifest, *, hook: str) -> Plan:
-    """Checks the settings against the cache and derives steps and scale; ValueError where they do not fit."""
+def plan_run(config: TrainConfig, manifest: Manifest, files: Files, *, hook: str) -> Plan:
+    """Checks the settings against the cache and derives steps and scale; ValueError where they do not fit.
+
+    `files` are those of the cache: where a part of it is used, the rows above `max_norm` are counted by shard.
+    """
     if hook not in manifest.spec.hooks:
         raise ValueError(
             f"expected train.hook to be one of the cached hooks {', '.join(manifest.spec.hooks)}, got {hook}. "
@@ -232,8 +237,7 @@ def plan_run(config: TrainConfig, manifest: Manifest, *, hook: str) -> Plan:
     if config.max_norm is not None:
         within = within_limit(moments, config.max_norm.times_median)
         mean, mean_squared_norm, limit = within.mean, within.mean_squared_norm, within.limit
-        # Of a part of the cache it is not known how many are above the limit: as many are sure to be left.
-        num_rows -= limit.num_rows_above
+        num_rows -= most_rows_above(files, manifest, config.hook, limit, num_rows=num_rows)
     steps_per_epoch = max(0, num_rows) // config.batch_rows
     if steps_per_epoch == 0:
         left_out = limit is not None and limit.num_rows_above > 0

@@ -352,7 +352,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="e8180d39579f7de2ae3e09ef6d5703ab68274faa18d5aa17adaf2fe3e03a8f80",
+        code_sha256="a3001ccde348a3d439461d8779f7405ddbfefde6b1a65d31505da18bdb4c3611",
     ),
     metrics={
         "mean_absorption_fraction_score": "lower",

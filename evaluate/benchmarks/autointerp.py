@@ -489,7 +489,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="9ea322d78ff10e2ff36eb43f99d4147bd129e177a7677799ec4f51a2ece013aa",
+        code_sha256="62e851eb73eff81c3543de77f98cb9c2f3cd77d3b26a52ab91fd4e91063ed89e",
     ),
     metrics={
         "autointerp_score": "higher",

@@ -339,7 +339,7 @@ BENCHMARK = Benchmark(
             "store/cache/outlier_rows.py",
             "store/sae/weights.py",
         ),
-        code_sha256="89f0bc2335e5e06d47edb637defe89211faa7beed2debba7f2f0dda45d151469",
+        code_sha256="995a5ec1e854b1d4e39b2de22a7148662e4e56e2905b7ec424b9e85ce7463649",
     ),
     metrics={
         "explained_variance": "higher",

@@ -263,7 +263,7 @@ BENCHMARK = Benchmark(
             "store/sae/geometry.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f0a3fba7334661431fb0dec315468afbe3defd05227fbb43cc656b79c4207726",
+        code_sha256="f4e49e17a14e9915918afffdcefd03773360b7ce5f045c19db51f159b2d85b3e",
     ),
     metrics={
         "mean_density": "neither",

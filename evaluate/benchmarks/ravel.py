@@ -331,7 +331,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="78773f20ce706e84309719cbcdc257379d7e4e8ca5eb1cccfa05b8b88b3418eb",
+        code_sha256="98d20693cbde987a62677e2cd7a6f79a14a2208d7819a7bc0e1a812956063134",
     ),
     metrics={"disentanglement_score": "higher", "cause_score": "higher", "isolation_score": "higher"},
     headlines=("disentanglement_score",),

@@ -316,7 +316,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="5e753019cd663c266a6f22458b7a50bc45ee4b41e29e1149eee457be013e865e",
+        code_sha256="b6924c8039c931758d8195a5c43826850615060c44e7f169d04a8f9646c5bbf6",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name.startswith("scr_")),

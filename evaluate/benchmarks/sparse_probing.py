@@ -219,7 +219,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="82b02c561dcb071d5ab1369b5a04f80b63a515f8b75d05a04b51091268684f15",
+        code_sha256="3b3845b0444caf9139f2b89f78986ef9e1bebfe40982a18d94552071a4a6b12f",
     ),
     metrics={
         "sae_test_accuracy": "higher",

@@ -260,7 +260,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="75e5d1fb68c87a63109c477513bdd6f3e58fe4f0d26d42633f77179c63927514",
+        code_sha256="fd4fbc5796160f1f45b4c6e0d135e7843463814f50c10e81e3e2dd582a59ddd5",
     ),
     metrics=_metrics(),
     units="tasks",

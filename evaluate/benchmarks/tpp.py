@@ -257,7 +257,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="f6528b77656846f62bad2b5f86fd0ba5deb04e350084ed966ba7c7ecc62069b5",
+        code_sha256="11a52a9b982ae554ab81bc176d0efe65f2ec3aa1f5e07ffdc89af95aa9e8211c",
     ),
     metrics=_metrics(),
     optional=frozenset(name for name in _metrics() if name != "llm_test_accuracy"),

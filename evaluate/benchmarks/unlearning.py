@@ -301,7 +301,7 @@ BENCHMARK = Benchmark(
             "language_model/tokenizer.py",
             "store/sae/weights.py",
         ),
-        code_sha256="0d6ce724614a9a0a2782b014a8bf7c97ab51f46b3a526b37ae5bff691a43f84d",
+        code_sha256="0aa108f7f6bfb7d535911aa9bd8fe0b33aa0b6af93ffc7a0531b050f64903a5f",
     ),
     metrics={"unlearning_score": "higher"},
     headlines=("unlearning_score",),

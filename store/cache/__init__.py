@@ -9,6 +9,7 @@ norm_summary.py  how unequal its rows are, in a sentence
 truth.py         the known features of synthetic rows
 text_account.py  what became of the text: read, trained on, held out, unused
 paths.py         the names of its files
+left_out.py      sequences that gave no finite rows
 split.py         which documents are held out
 outlier_rows.py  rows that outweigh the others, and whether they decide metrics
 order.py         in which order rows lie on disk, and are read in an epoch

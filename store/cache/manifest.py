@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from store.atomic import parse_json
 from store.cache.diagnose import why_no_cache
+from store.cache.left_out import LeftOut
 from store.cache.moments import Moments, ShardSums
 from store.cache.paths import (
     MANIFEST_FILE,
@@ -55,6 +56,8 @@ class ShardRecord(Record):
     """By path relative to the cache."""
     sums: dict[HookName, ShardSums]
     """By hook."""
+    left_out: LeftOut | None = Field(default=None, exclude_if=lambda left_out: left_out is None)
+    """Sequences of its text that are not in it; None, and not in the file, where there are none."""
 
     @model_validator(mode="after")
     def check_files(self) -> Self:
@@ -93,6 +96,8 @@ class Manifest(Record):
     """Oldest first; empty for what one harvest wrote."""
     text_account: TextAccount | None = Field(default=None, exclude_if=lambda account: account is None)
     """What became of the text, by file; None, and not in the file, in caches of earlier versions."""
+    left_out: dict[Split, LeftOut] = Field(default_factory=dict, exclude_if=lambda left_out: not left_out)
+    """Sequences of the text that are not in the cache, as its rows are not finite; not in the file where none is."""
 
     @model_validator(mode="after")
     def check_consistency(self) -> Self:

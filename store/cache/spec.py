@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from store.cache.left_out import spare_sequences
 from store.codec.names import CodecName
 from store.errors import MismatchedCache
 from store.identity import HookName, ModelIdentity, Size, how_identified
@@ -47,6 +48,8 @@ class CacheSpec(Record):
     """Where it is "bos" it is not in the file, as in caches of earlier versions; so with the next field's "eager"."""
     attention: Literal["eager", "sdpa"] = Field(default="eager", exclude_if=lambda attention: attention == "eager")
     """How attention was computed: step by step, or by torch's fused kernels. They differ in the last bits."""
+    not_finite: Literal["error", "leave_out"] = Field(default="error", exclude_if=lambda choice: choice == "error")
+    """What became of sequences with a row that is not finite: none is there, or others of the text took their place."""
     format_version: Literal[1] = 1
 
     @model_validator(mode="after")
@@ -104,6 +107,11 @@ class CacheSpec(Record):
     def sequences_per_shard(self) -> int:
         """Sequences of a full shard."""
         return self.sequences_per_chunk * self.chunks_per_shard
+
+    @property
+    def spare_sequences(self) -> int:
+        """Sequences of text behind those of each shard, full or not, for those that are left out."""
+        return spare_sequences(self.sequences_per_shard) if self.not_finite == "leave_out" else 0
 
     @property
     def rows_per_shard(self) -> int:

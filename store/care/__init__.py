@@ -1,5 +1,6 @@
 """Looking after an activation cache.
 
+counted.py       what long work counts, for whoever shows it
 info.py          what it holds, in words and numbers
 verify.py        whether its files are as they were written
 repair.py        damaged files restored by content, or harvested again

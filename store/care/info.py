@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from store.cache.left_out import left_out_lines
 from store.cache.manifest import load_manifest
 from store.cache.moments import Moments
 from store.cache.norm_summary import norm_summary
@@ -49,6 +50,7 @@ def summary(location: Place) -> dict[str, Any]:
         },
         "lineage": plain(manifest.lineage),
         "text_account": plain(manifest.text_account),
+        "left_out": plain(manifest.left_out),
     }
 
 
@@ -90,6 +92,7 @@ def describe(location: Place) -> str:
     ]
     if manifest.text_account is not None:
         lines += [f"  read             {line}" for line in account_lines(manifest.text_account)]
+    lines += [f"  left out         {line}" for line in left_out_lines(manifest.left_out, manifest.text_account)]
     for origin in manifest.lineage:
         changed = f", {', '.join(origin.changed_shards)} changed" if origin.changed_shards else ""
         lines.append(f"  {origin.kind:<16} from {origin.source_digest} ({origin.source_codec}){changed}")

@@ -10,6 +10,7 @@ from store.atomic import file_sha256, link_or_copy
 from store.cache.manifest import Manifest, Origin, load_manifest, parse_manifest
 from store.cache.paths import MANIFEST_FILE, split_folder
 from store.cache.split import SPLITS
+from store.care.counted import StartCount, unseen
 from store.care.dvc_versions import FetchFile, earlier_outputs, remote_files
 from store.care.verify import find_problems, unlisted_files
 from store.errors import DamagedFile, IncompleteCache, MismatchedCache, StoreError
@@ -47,6 +48,7 @@ def repair(
     harvest_again: HarvestAgain | None,
     accept_different_bytes: bool,
     num_threads: int,
+    progress: StartCount = unseen,
 ) -> Repaired:
     """Makes the cache in `folder` whole again. Every file is checked by SHA-256 before it is put in place, atomically.
 
@@ -58,6 +60,7 @@ def repair(
         accept_different_bytes: let harvested shards differ from the recorded ones; the cache then has another digest,
             and its lineage says which shards.
         num_threads: files read at once.
+        progress: shows the bytes that are read.
 
     Raises:
         StoreError: something could not be repaired; what could be is in place.
@@ -68,7 +71,7 @@ def repair(
         check_target(folder, scratch)
         done = Repaired()
         manifest = _manifest(folder, output, fetch, scratch=scratch, done=done)
-        found = find_problems(folder, manifest, full=True, num_threads=num_threads)
+        found = find_problems(folder, manifest, full=True, num_threads=num_threads, progress=progress)
         done.problems |= found
         missing = sorted(found, key=lambda name: -manifest.files[name].nbytes)
         missing = _restore_copies(folder, manifest, missing, earlier_outputs(output) if output else (), done=done)

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from store.cache.manifest import Manifest, Origin, ShardRecord, load_manifest
 from store.cache.paths import MANIFEST_FILE, shard_record_path, truth_path
 from store.cache.spec import CacheSpec
 from store.cache.split import SPLITS, Split
+from store.care.counted import StartCount, unseen
 from store.care.verify import find_problems
 from store.codec.bf16_planes import Numbers
 from store.codec.names import CodecName
@@ -26,7 +26,9 @@ _MARGIN = 1.05
 """Chunks differ in how well they compress; the first one tells the others' size within this."""
 
 
-def export(source: Path, destination: Path, *, codec: CodecName, num_threads: int) -> Manifest:
+def export(
+    source: Path, destination: Path, *, codec: CodecName, num_threads: int, progress: StartCount = unseen
+) -> Manifest:
     """Writes the rows and tokens of the cache `source`, in the same order, to a new cache compressed with `codec`.
 
     A killed export is continued by the next one. `destination` appears at the end, after every row of it was read back
@@ -37,6 +39,7 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
         destination: a folder that does not exist yet, or is empty.
         codec: one of the store's.
         num_threads: encoding at once, and files checked at once.
+        progress: shows the rows that are encoded, and the bytes that are read back.
 
     Raises:
         StoreError: the source is damaged, the destination is something else, or there is too little space.
@@ -66,13 +69,13 @@ def export(source: Path, destination: Path, *, codec: CodecName, num_threads: in
             num_threads=num_threads,
             lease=lease,
         ) as writer:
-            _copy_missing(cache, writer, source=source, folder=scratch)
+            _copy_missing(cache, writer, source=source, folder=scratch, progress=progress)
             truth = {hook: (source / truth_path(hook)).read_bytes() for hook in spec.hooks if spec.is_synthetic}
             written = writer.finish(text_account=cache.manifest.text_account, truth=truth)
             manifest = written.model_copy(update={"lineage": lineage})
         lease.check()
         write_record_file(folder / MANIFEST_FILE, manifest)
-        _check_equal(cache, folder, num_threads=num_threads)
+        _check_equal(cache, folder, num_threads=num_threads, progress=progress)
         lease.check()
         if not is_vacant(destination):
             raise StoreError(f"expected {destination} to stay empty, found something. Move it away and export again")
@@ -98,16 +101,16 @@ def _present(destination: Path, spec: CacheSpec, lineage: tuple[Origin, ...]) ->
     return manifest
 
 
-def _copy_missing(cache: ActivationCache, writer: CacheWriter, *, source: Path, folder: Path) -> None:
+def _copy_missing(
+    cache: ActivationCache, writer: CacheWriter, *, source: Path, folder: Path, progress: StartCount
+) -> None:
     spec = cache.spec
     missing = [(split, shard) for split in SPLITS for shard in writer.missing_shards(split)]
     num_shards = sum(map(writer.num_shards, SPLITS))
     _check_free_space(cache, folder, codec=writer.spec.codec, share=len(missing) / num_shards)
     num_rows = sum(cache.manifest.split_rows(split) for split in SPLITS)
     num_missing = sum(writer.shard_sequences(shard, split) for split, shard in missing) * spec.rows_per_sequence
-    with tqdm(
-        total=num_rows, initial=num_rows - num_missing, unit="row", unit_scale=True, desc="export", leave=False
-    ) as progress:
+    with progress("export", total=num_rows, unit="row", done=num_rows - num_missing) as count:
         for split, shard in missing:
             rows = _row_numbers(cache, split, shard)
             record = read_record_file(ShardRecord, source / shard_record_path(shard, split))
@@ -117,8 +120,9 @@ def _copy_missing(cache: ActivationCache, writer: CacheWriter, *, source: Path, 
                 tokens=cache.tokens(np.unique(rows // spec.rows_per_sequence), split=split),
                 rows={hook: cache.rows(hook, rows, split=split) for hook in spec.hooks},
                 sums=record.sums,
+                left_out=record.left_out,
             )
-            progress.update(len(rows))
+            count.update(len(rows))
 
 
 def _row_numbers(cache: ActivationCache, split: Split, shard: int) -> Numbers:
@@ -127,10 +131,10 @@ def _row_numbers(cache: ActivationCache, split: Split, shard: int) -> Numbers:
     return np.arange(first, min(first + cache.spec.rows_per_shard, cache.manifest.split_rows(split)), dtype=np.int64)
 
 
-def _check_equal(cache: ActivationCache, folder: Path, *, num_threads: int) -> None:
+def _check_equal(cache: ActivationCache, folder: Path, *, num_threads: int, progress: StartCount) -> None:
     """Reads the new cache back and compares every file with its checksum, and every row and token with the source."""
     written = ActivationCache(folder)
-    if problems := find_problems(folder, written.manifest, full=True, num_threads=num_threads):
+    if problems := find_problems(folder, written.manifest, full=True, num_threads=num_threads, progress=progress):
         raise DamagedFile("\n".join(problems.values()))
     for split in SPLITS:
         for shard in range(cache.spec.num_shards(cache.manifest.split_sequences(split))):

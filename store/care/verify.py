@@ -2,16 +2,14 @@
 
 import errno
 import hashlib
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-
-from tqdm import tqdm
 
 from store.cache.manifest import FileRecord, Manifest, ShardRecord, load_manifest
 from store.cache.moments import ShardSums, combine_moments
 from store.cache.paths import MANIFEST_FILE, shard_record_path
 from store.cache.split import SPLITS, Split
+from store.care.counted import StartCount, unseen
 from store.errors import MachineError, StoreError, Unreachable
 from store.files.open import Place, open_files
 from store.files.protocol import Files, address
@@ -24,13 +22,14 @@ _METADATA = "zarr.json"
 """Files that the fast check reads too: their few bytes decide how all others are read."""
 
 
-def verify(location: Place, *, full: bool, num_threads: int) -> list[str]:
+def verify(location: Place, *, full: bool, num_threads: int, progress: StartCount = unseen) -> list[str]:
     """Checks every file of a cache; returns one line per file that is not as it was written.
 
     Args:
         location: of the cache. Its manifest must be whole: a StoreError says what is wrong with it.
         full: also read every byte and compare SHA-256 digests.
         num_threads: files read at once.
+        progress: shows the bytes that are read.
 
     Raises:
         MachineError: some files could not be read here and now, which says nothing about their bytes.
@@ -38,11 +37,13 @@ def verify(location: Place, *, full: bool, num_threads: int) -> list[str]:
     """
     files = open_files(location, mode="pread")
     manifest = load_manifest(files)
-    problems = find_problems(files, manifest, full=full, num_threads=num_threads)
+    problems = find_problems(files, manifest, full=full, num_threads=num_threads, progress=progress)
     return [*problems.values(), *(f"{where}: expected no such file" for where in unlisted_files(files, manifest))]
 
 
-def find_problems(location: Place, manifest: Manifest, *, full: bool, num_threads: int) -> dict[str, str]:
+def find_problems(
+    location: Place, manifest: Manifest, *, full: bool, num_threads: int, progress: StartCount = unseen
+) -> dict[str, str]:
     """What is wrong with files that the manifest lists, by name: a line that names the file and what was expected.
 
     The largest files are read first, so that no thread is left alone with one of them at the end. Raises as `verify`.
@@ -51,25 +52,17 @@ def find_problems(location: Place, manifest: Manifest, *, full: bool, num_thread
     sizes = files.sizes()
     names = sorted(manifest.files, key=lambda name: (-manifest.files[name].nbytes, name))
     wanted = {name for name in names if full or name.endswith(_METADATA)}
-    lock = threading.Lock()
     unread: dict[str, OSError] = {}
     with (
-        tqdm(
-            total=sum(manifest.files[name].nbytes for name in wanted),
-            unit="B", unit_scale=True, desc="verify", leave=False,
-        ) as progress,
+        progress("verify", total=sum(manifest.files[name].nbytes for name in wanted), unit="byte") as count,
         ThreadPoolExecutor(max(num_threads, files.parallel_reads), thread_name_prefix="verify") as threads,
-    ):  # fmt: skip
-
-        def advance(nbytes: int) -> None:
-            with lock:
-                progress.update(nbytes)
+    ):
 
         def check(name: str) -> str | None:
             try:
                 nbytes = files.size(name) if sizes is None else sizes.get(name)
                 return _file_problem(
-                    files, name, manifest.files[name], nbytes=nbytes, advance=advance if name in wanted else None
+                    files, name, manifest.files[name], nbytes=nbytes, advance=count.update if name in wanted else None
                 )
             except Unreachable:
                 raise
@@ -102,7 +95,7 @@ def _not_judged(location: str, unread: dict[str, OSError], *, num_damaged: int) 
 
 
 def _file_problem(
-    files: Files, name: str, record: FileRecord, *, nbytes: int | None, advance: Callable[[int], None] | None
+    files: Files, name: str, record: FileRecord, *, nbytes: int | None, advance: Callable[[int], object] | None
 ) -> str | None:
     """What is wrong with a file that has `nbytes` now; its bytes are read if `advance` is there to be told of them."""
     where = address(files, name)

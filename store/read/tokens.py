@@ -15,8 +15,15 @@ from store.files.protocol import Files, address
 def read_token_shard(files: Files, spec: CacheSpec, shard: int, split: Split) -> NDArray[np.uint32]:
     """The token windows of a shard, a few hundred KB: (sequences_per_shard, context_length)."""
     name = token_shard_path(shard, split)
-    where = address(files, name)
-    chunk = without_crc32c(np.frombuffer(files.read(name), dtype=np.uint8), where)
+    return decode_token_shard(files.read(name), spec, where=address(files, name))
+
+
+def decode_token_shard(data: bytes, spec: CacheSpec, *, where: str) -> NDArray[np.uint32]:
+    """The token windows (sequences_per_shard, context_length) in the bytes of a shard's file called `where`.
+
+    Raises DamagedFile where its checksum is another.
+    """
+    chunk = without_crc32c(np.frombuffer(data, dtype=np.uint8), where)
     tokens = np.empty((spec.sequences_per_shard, spec.context_length), dtype="<u4")
     decompress_into(chunk, tokens, what=f"tokens in {where}")
     return tokens

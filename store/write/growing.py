@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from store.atomic import clear_leftovers, file_sha256, link_or_copy
+from store.cache.left_out import LeftOut
 from store.cache.manifest import FileRecord, ShardRecord
 from store.cache.paths import row_shard_path, shard_record_path, token_shard_path
 from store.cache.spec import CacheSpec
@@ -157,10 +158,19 @@ class GrowingCache:
         if len(both) < len(self.spec.hooks) or not has_tokens:
             return False
         link_or_copy(files[name_of_tokens], self.folder / name_of_tokens, token=self._token)
-        self._write_record(shard, split, of_tokens, both)
+        left_out = next(iter(both.values())).left_out
+        self._write_record(shard, split, of_tokens, both, left_out=left_out)
         return True
 
-    def _write_record(self, shard: int, split: Split, tokens: FileRecord, rows: Mapping[str, TakenRows]) -> None:
+    def _write_record(
+        self,
+        shard: int,
+        split: Split,
+        tokens: FileRecord,
+        rows: Mapping[str, TakenRows],
+        *,
+        left_out: LeftOut | None,
+    ) -> None:
         """Makes a shard committed, whose files are there."""
         hooks = self.spec.hooks
         record = ShardRecord(
@@ -171,6 +181,7 @@ class GrowingCache:
             files={token_shard_path(shard, split): tokens}
             | {row_shard_path(hook, shard, split): rows[hook].file for hook in hooks},
             sums={hook: rows[hook].sums for hook in hooks},
+            left_out=left_out,
         )
         self._check_lease()
         write_record_file(self.folder / shard_record_path(shard, split), record, token=self._token)

@@ -1,7 +1,7 @@
 """Shards of other caches that can be taken over, hook by hook.
 
 The rows of a hook do not depend on which other hooks were read in the same pass: reading a value changes none. So a
-cache whose spec is ours but for the hooks has rows for us.
+cache whose spec is ours but for the hooks has rows for us, unless it leaves sequences out.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from store.cache.left_out import LeftOut
 from store.cache.manifest import FileRecord, ShardRecord, parse_manifest
 from store.cache.moments import ShardSums
 from store.cache.paths import MANIFEST_FILE, row_shard_path, shard_record_path, token_shard_path
@@ -30,6 +31,8 @@ class TakenRows:
     sums: ShardSums
     tokens: FileRecord
     """Of the tokens that the rows belong to."""
+    left_out: LeftOut | None = None
+    """Sequences that are not among them, because of any hook."""
 
 
 def spec_in(files: Mapping[str, Path]) -> CacheSpec | None:
@@ -43,7 +46,12 @@ def spec_in(files: Mapping[str, Path]) -> CacheSpec | None:
 
 
 def is_same_but_hooks(one: CacheSpec, other: CacheSpec) -> bool:
-    """Whether two specs differ in nothing or in their hooks alone."""
+    """Whether two specs differ in nothing, or in their hooks alone where the rows of one do not depend on the others.
+
+    They do where sequences that are not finite are left out: which, is a matter of all hooks.
+    """
+    if "leave_out" in (one.not_finite, other.not_finite):
+        return one.digest == other.digest
     return one.model_copy(update={"hooks": other.hooks}).digest == other.digest
 
 
@@ -80,5 +88,5 @@ def rows_in(
         name = row_shard_path(hook, shard, split)
         if name in files and sha256(files[name]) == record.files[name].sha256:
             tokens = record.files[token_shard_path(shard, split)]
-            taken[hook] = TakenRows(record.files[name], record.sums[hook], tokens)
+            taken[hook] = TakenRows(record.files[name], record.sums[hook], tokens, record.left_out)
     return taken

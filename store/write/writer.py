@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store.atomic import file_sha256, sync_file, write_parts
+from store.cache.left_out import LeftOut, combine_left_out
 from store.cache.manifest import FORMAT, FileRecord, Manifest
 from store.cache.moments import ShardSums, combine_moments
 from store.cache.order import disk_order
@@ -92,6 +93,7 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         tokens: NDArray[np.uint32],
         rows: Mapping[str, Rows | Tensor],
         sums: Sums | Callable[[], Sums],
+        left_out: LeftOut | None = None,
     ) -> Future[None]:
         """Hands over one shard and returns; it is encoded and committed in threads. Waits while too much is pending.
 
@@ -103,6 +105,7 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
                 tensors of them on any device, which are split there. They must not change until the shard is committed.
                 Of every hook that no other cache gave, see `missing_hooks`.
             sums: by hook, over those rows; or a function that computes them, called in a thread.
+            left_out: sequences that are not among them, recorded with the shard.
 
         Returns:
             A future that is done when the shard is committed; `finish` and later calls raise its error too.
@@ -124,7 +127,7 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         for values in rows.values():
             check_rows(values)
         nbytes = 2 * num_rows * self.spec.model.d_model * len(rows)
-        return self._pipeline.submit(nbytes, lambda: self._commit(shard, split, tokens, rows, sums))
+        return self._pipeline.submit(nbytes, lambda: self._commit(shard, split, tokens, rows, sums, left_out))
 
     def wait(self) -> None:
         """Waits until all that was submitted is committed; raises the first error."""
@@ -161,6 +164,11 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
             if path.relative_to(self.folder).as_posix() not in files:
                 path.unlink()  # shards of a larger budget that was given up
         hooks = self.spec.hooks
+        left_out = {
+            split: combined
+            for split in SPLITS
+            if (combined := combine_left_out([r.left_out for r in committed[split] if r.left_out is not None]))
+        }
         manifest = Manifest(
             format=FORMAT,
             spec=self.spec,
@@ -170,6 +178,7 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
             moments={hook: combine_moments([record.sums[hook] for record in committed["training"]]) for hook in hooks},
             files=files,
             text_account=text_account,
+            left_out=left_out,
         )
         self._check_lease()
         write_record_file(self.folder / MANIFEST_FILE, manifest, token=self._token)
@@ -191,6 +200,7 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         tokens: NDArray[np.uint32],
         rows: Mapping[str, Rows | Tensor],
         sums: Sums | Callable[[], Sums],
+        left_out: LeftOut | None,
     ) -> None:
         """The shard's files, each whole or not at all, then the record that makes it committed."""
         summed = self._pipeline.call(lambda: dict(sums() if callable(sums) else sums))
@@ -207,7 +217,7 @@ class CacheWriter(GrowingCache, AbstractContextManager["CacheWriter"]):
         new = {hook: TakenRows(file, summed.result()[hook], of_tokens) for hook, file in files.items()}
         self.raw_bytes += 2 * sum(values.shape[0] * values.shape[1] for values in rows.values())
         self.stored_bytes += sum(file.nbytes for file in files.values())
-        self._write_record(shard, split, of_tokens, self._taken.get((split, shard), {}) | new)
+        self._write_record(shard, split, of_tokens, self._taken.get((split, shard), {}) | new, left_out=left_out)
 
     def _shard_parts(self, rows: Rows | Tensor, order: Numbers) -> Iterator[bytes | memoryview]:
         """The bytes of a zarr v3 shard: encoded inner chunks, each with its crc32c, then the index and its crc32c."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from harvest.config import HarvestConfig
 from harvest.dispatch import HarvestResources
@@ -107,6 +108,77 @@ def test_fewer_hooks_need_no_language_model_and_no_text(
     said = capsys.readouterr().err
     assert "4 of 4 shards are unchanged and reused" in said
     assert "loading the language model" not in said
+    assert harvest.tree() == other.tree()
+
+
+def refuse_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a tokenizer was loaded")
+
+    monkeypatch.setattr("harvest.shards.load_tokenizer", refuse)
+    monkeypatch.setattr("harvest.windows.WindowSource._pack", refuse)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hooks": [LAST_HOOK, HOOK]},
+        {"chunks_per_shard": 2},  # 4 sequences a shard for 8, and another last one
+    ],
+)
+def test_the_tokens_of_an_earlier_cache_are_taken_and_no_text_is_tokenized(
+    harvest: Harvest, other: Harvest, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    other(**changes)
+    harvest()
+    refuse_text(monkeypatch)
+    harvest(**changes)
+    assert harvest.tree() == other.tree()
+
+
+def test_another_model_with_the_same_tokenizer_takes_the_tokens_too(
+    harvest: Harvest, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = harvest()
+    shutil.copytree(tiny_model_folder, tmp_path / "trained on")
+    weights = load_file(tmp_path / "trained on" / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 1.5
+    save_file(weights, tmp_path / "trained on" / "model.safetensors", metadata={"format": "pt"})
+    harvest.model = LanguageModelConfig(name=str(tmp_path / "trained on"), revision=None, compute_dtype="float32")
+    refuse_text(monkeypatch)
+    after = harvest()
+    assert before is not None
+    assert after is not None
+    assert after.digest != before.digest
+    assert after.files["tokens/c/0/0"] == before.files["tokens/c/0/0"]
+    assert after.text_account == before.text_account
+
+
+@pytest.mark.parametrize("change", [{"num_rows": 13 * 7}, {"held_out_fraction": 0.5}])
+def test_tokens_of_another_text_or_size_are_not_taken(
+    harvest: Harvest, other: Harvest, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    other(**change)
+    harvest()
+    capsys.readouterr()
+    harvest(**change)
+    assert "no text is read" not in capsys.readouterr().err
+    assert harvest.tree() == other.tree()
+
+
+def test_tokens_that_are_not_as_they_were_written_are_made_from_the_text(
+    harvest: Harvest, other: Harvest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"codec": "none"}
+    other(**changes)
+    harvest()
+    path = harvest.output / "tokens" / "c" / "1" / "0"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    capsys.readouterr()
+    harvest(**changes)
+    assert "no text is read" not in capsys.readouterr().err
     assert harvest.tree() == other.tree()
 
 

@@ -474,5 +474,7 @@ def test_an_activation_that_is_not_finite_ends_the_harvest_and_says_where(
     weights["model.embed_tokens.weight"][5:] = 3e38  # times the embedding's scale of sqrt(32): infinite
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     workplace.model = LanguageModelConfig(name=str(broken), revision=None, compute_dtype="float32")
-    with pytest.raises(BadActivation, match=r"at blocks.1.hook_resid_post, got .* in sequence 0, position 1\."):
+    with pytest.raises(
+        BadActivation, match=r"at blocks.1.hook_resid_post, got .* in sequence 0, position 1 \(document 1 of stories"
+    ):
         workplace.harvest()

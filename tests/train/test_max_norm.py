@@ -1,5 +1,6 @@
 """Rows above a norm are left out of training, and of nothing is anything else but their absence seen."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 from pydantic import ValidationError
 
 from store.cache.manifest import load_manifest
+from store.cache.norm_limit import within_limit
+from store.files.open import open_files
 from store.read.batches import Position
 from store.read.cache import ActivationCache
 from store.sae.artefact import load_card, load_sae
+from tests.imports import ROOT
 from train.config import TrainConfig, VariantConfig
 from train.loop import step_all
 from train.run import run
@@ -42,7 +46,7 @@ def long_rows(cache_at: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 def test_scale_mean_and_steps_are_those_of_the_rows_within(long_rows: Path, settings: dict[str, Any]) -> None:
     config = TrainConfig.model_validate({**settings, "max_norm": FIVE_MEDIANS})
-    plan = plan_run(config, load_manifest(long_rows), hook=config.hook)
+    plan = plan_run(config, load_manifest(long_rows), open_files(long_rows), hook=config.hook)
     bits = ActivationCache(long_rows).rows(settings["hook"], np.arange(1024))
     rows = torch.from_numpy(bits).view(torch.bfloat16).double()
     kept = rows[rows.norm(dim=1) < 5.2 * rows.norm(dim=1).median()]
@@ -57,6 +61,36 @@ def test_scale_mean_and_steps_are_those_of_the_rows_within(long_rows: Path, sett
     ) as stream:  # fmt: skip
         longest = max(float(batch.double().norm(dim=1).max()) for batch in stream)
     assert longest == float(kept.norm(dim=1).max())
+
+
+def test_of_a_part_of_the_cache_its_own_long_rows_are_left_out(
+    cache_at: Callable[..., Path], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """1024 rows in 2 shards of 512, each with 16 long ones."""
+    cache = ActivationCache(cache_at(tmp_path / "activations", outlier_factor=50.0))
+    assert cache.spec.rows_per_shard == 512
+    above = {}
+    for num_rows in (1024, 512, 192):
+        config = TrainConfig.model_validate({**settings, "max_norm": FIVE_MEDIANS, "num_rows": num_rows})
+        plan = plan_run(config, cache.manifest, cache.files, hook=config.hook)
+        assert plan.limit is not None
+        assert plan.limit.num_rows_above == 32  # of the cache
+        above[num_rows] = num_rows - plan.num_rows
+        with cache_batches(
+            cache, config, Position(), device=torch.device("cpu"), num_threads=1, within=plan.rows_within
+        ) as stream:
+            assert sum(len(batch) for batch in stream) == 2 * (plan.num_rows // 64) * 64
+    assert above == {1024: 32, 512: 16, 192: 16}  # the part of a shard may have all of its long rows
+
+
+def test_the_study_on_fewer_rows_counts_norms_too(
+    long_rows: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    first_rows = importlib.import_module("benchmarks.study").first_rows
+    part = load_manifest(first_rows(long_rows, tmp_path / "part", 512))
+    assert within_limit(part.moments[settings["hook"]], 5.0).limit.num_rows_above == 16
+    assert part.num_rows == 512
 
 
 def test_what_is_left_out_is_counted_at_the_start_and_in_the_card(

@@ -1,8 +1,9 @@
 """Verification finds everything that is not as written, and says it by file; a summary says what a cache holds."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,26 @@ MakeCache = Callable[..., Path]
 def test_a_whole_cache_has_no_problems(cache_folder: Path) -> None:
     assert verify(cache_folder, full=False, num_threads=2) == []
     assert verify(cache_folder, full=True, num_threads=2) == []
+
+
+def test_a_full_check_counts_every_byte_and_shows_nothing_itself(
+    cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted: list[float] = []
+
+    class Counter:
+        def update(self, count: float, /) -> None:
+            counted.append(count)
+
+    @contextlib.contextmanager
+    def start(title: str, /, *, total: float, unit: str, done: float = 0.0) -> Iterator[Counter]:
+        assert (title, total, unit, done) == ("verify", nbytes, "byte", 0.0)
+        yield Counter()
+
+    nbytes = sum(file.nbytes for file in load_manifest(cache_folder).files.values())
+    assert verify(cache_folder, full=True, num_threads=2, progress=start) == []
+    assert sum(counted) == nbytes
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
