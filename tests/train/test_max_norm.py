@@ -77,7 +77,13 @@ def test_of_a_part_of_the_cache_its_own_long_rows_are_left_out(
         assert plan.limit.num_rows_above == 32  # of the cache
         above[num_rows] = num_rows - plan.num_rows
         with cache_batches(
-            cache, config, Position(), device=torch.device("cpu"), num_threads=1, within=plan.rows_within
+            cache,
+            config,
+            Position(),
+            hook=config.hook,
+            device=torch.device("cpu"),
+            num_threads=1,
+            within=plan.rows_within,
         ) as stream:
             assert sum(len(batch) for batch in stream) == 2 * (plan.num_rows // 64) * 64
     assert above == {1024: 32, 512: 16, 192: 16}  # the part of a shard may have all of its long rows
