@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "arms.md").read_text()
 LINES = [line for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
 NAMES = [line.split(":")[0].strip() for line in LINES]
-# The 128 latents of `synthetic` are too few for the widths of `matryoshka`.
-PROFILES = sorted(yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"].keys() - {"synthetic"})
+# The 128 latents of `synthetic` are too few for the widths of `matryoshka`, and `embedded-full` has the lines already.
+FILE = yaml.safe_load((ROOT / "params.yaml").read_text())
+PROFILES = sorted(FILE["profiles"].keys() - {"synthetic", "embedded-full"})
 
 
 def pasted(lines: list[str], folder: Path, *, profile: str = "embedded") -> Params:
@@ -39,6 +40,10 @@ def added(lines: list[str], folder: Path, *, profile: str = "embedded") -> dict[
 def test_the_page_has_the_arms_that_a_reviewer_expects() -> None:
     assert len(set(NAMES)) == len(NAMES)
     assert {"small", "frozen", "soft-frozen", "batchtopk", "matryoshka", "ortsae", "dual"} <= set(NAMES)
+
+
+def test_the_full_profile_has_the_lines_of_the_page() -> None:
+    assert FILE["profiles"]["embedded-full"]["grid"] == yaml.safe_load("\n".join(LINES))
 
 
 @pytest.mark.parametrize("line", LINES, ids=NAMES)

@@ -94,7 +94,7 @@ def test_only_what_changed_is_done_again(tiny_model_folder: Path, tmp_path: Path
     assert {name.split("/")[0] for name in first["models"]} == {
         "baseline", "fixed-1", "adaptive", "schedule-0p1-10", "adaptive-high",
     }  # fmt: skip
-    assert len(first["results"]) == 10  # five variants, two benchmarks
+    assert len(first["results"]) == 15  # five variants, two benchmarks, and what core keeps without each sequence
     assert (study.folder / "reports/report.html").is_file()
 
     # Again: nothing runs.
