@@ -24,6 +24,8 @@ LOST_WORKER_SECONDS = 120.0
 """A worker of this machine may be gone for so long: a busy machine needs a while to restart one."""
 DEAD_WORKER_SECONDS = 5.0
 """One that has no process for so long will have none."""
+START_TRIES = 3
+"""To start the workers of this machine."""
 _LOOK_EVERY_SECONDS = 2.0
 _LOOK_FOR_WORKERS_SECONDS = 0.2
 _LOST_SECONDS = 5.0
@@ -34,7 +36,7 @@ Task = TypeVar("Task")
 
 
 class WorkersDied(ValueError):
-    """Several workers died while they had the same task."""
+    """Several workers died while they had the same task, or while they started."""
 
 
 @contextlib.contextmanager
@@ -69,24 +71,42 @@ def local_cluster(num_workers: int, *, scratch: Path) -> Iterator[str]:
     Args:
         num_workers: processes, named 0, 1, ...
         scratch: for Dask's own files.
+
+    Raises:
+        WorkersDied: (a ValueError) workers died while they started, again and again.
     """
     import dask
-    from distributed import LocalCluster
+    from distributed import LocalCluster  # before `set`, which would take back what this import adds
 
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_WORKER_SECONDS:g}s"}),
-        LocalCluster(
-            n_workers=num_workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",  # None would ask for Dask's usual port, and warn where another has it
-            local_directory=str(scratch),
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        _started(LocalCluster, num_workers, scratch=scratch) as cluster,
         _replacing(cluster, num_workers),
     ):
         yield cluster.scheduler_address
+
+
+def _started(kind: Any, num_workers: int, *, scratch: Path) -> Any:  # noqa: ANN401 - distributed has no types
+    """A cluster whose workers are there. Where one dies while it starts, Dask gives up all: they start again."""
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            return kind(
+                n_workers=num_workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",  # None would ask for Dask's usual port, and warn where another has it
+                local_directory=str(scratch),
+                silence_logs=logging.CRITICAL,
+            )
+        except RuntimeError as error:
+            if not tries_left:
+                raise WorkersDied(
+                    f"expected {num_workers} worker processes to start, but each of {START_TRIES} times one died while "
+                    f"it started ({error}). Look whether the machine ran out of memory (dmesg), or ask for fewer"
+                ) from error
+            print("a worker died while it started; all are started again", file=sys.stderr)
+    raise AssertionError(START_TRIES)
 
 
 @contextlib.contextmanager

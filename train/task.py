@@ -237,7 +237,7 @@ def plan_run(config: TrainConfig, manifest: Manifest, files: Files, *, hook: str
     if config.max_norm is not None:
         within = within_limit(moments, config.max_norm.times_median)
         mean, mean_squared_norm, limit = within.mean, within.mean_squared_norm, within.limit
-        num_rows -= most_rows_above(files, manifest, config.hook, limit, num_rows=num_rows)
+        num_rows -= most_rows_above(files, manifest, hook, limit, num_rows=num_rows)
     steps_per_epoch = max(0, num_rows) // config.batch_rows
     if steps_per_epoch == 0:
         left_out = limit is not None and limit.num_rows_above > 0

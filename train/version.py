@@ -34,6 +34,6 @@ TRAIN_VERSION = CodeVersion(
         "train/task_lambdas.py",
         "train/variants.py",
     ),
-    code_sha256="58e9188b9e32c9fe923918e75981555857ee94e88124e40d6eb76581d8011467",
+    code_sha256="b7074857301974cdc0a1824d95b461a088222193b37c68b790cde793ea9988e5",
 )
 """Raised by hand when the same inputs give other weights or another log."""
