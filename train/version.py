@@ -3,7 +3,7 @@
 from compute.code_version import CodeVersion
 
 TRAIN_VERSION = CodeVersion(
-    number=4,
+    number=5,
     files=(
         "compute/device.py",
         "store/cache/norm_limit.py",
