@@ -111,7 +111,7 @@ def test_only_what_changed_is_done_again(tiny_model_folder: Path, tmp_path: Path
     for folder in ("models", "results"):
         before, after = first[folder], study.files(folder)
         changed = {name for name in before | after if before.get(name) != after.get(name)}
-        parts = {Path(name).parts[0 if folder == "models" else 1].removesuffix(".json") for name in changed}
+        parts = {Path(name).parts[0 if folder == "models" else 1].split(".")[0] for name in changed}
         assert parts == {"fixed-1", "baseline-seed-1", "adaptive-high", "adaptive-10"}
     changed_models = study.files("models")
     for file in ("sae_weights.safetensors", "log.jsonl"):
