@@ -197,7 +197,7 @@ def save(
         final |= {"lambda_state": lambda_state, "scaled_penalty": log[-1]["penalty"]}
     card = {
         "name": name,
-        "architecture": "relu",
+        "architecture": weights.form,
         "key": "0" * 64,
         "hook": HOOK,
         "model": study.manifest.spec.model,
