@@ -102,7 +102,8 @@ def _world(config: SyntheticConfig, name: str, settings: WorldConfig) -> World:
     def place(dictionary: Any) -> None:  # noqa: ANN401 - sae_lens has no types
         unit = torch.nn.functional.normalize(random_directions, dim=1)
         if settings.orthogonalization_steps:
-            unit = orthogonalize_embeddings(unit, num_steps=settings.orthogonalization_steps)
+            with torch.enable_grad():  # it descends; whoever called may have switched gradients off for the process
+                unit = orthogonalize_embeddings(unit, num_steps=settings.orthogonalization_steps)
         dictionary.feature_vectors.data = unit
 
     dictionary = FeatureDictionary(number, config.d_model, initializer=place)

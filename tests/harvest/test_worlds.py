@@ -39,6 +39,12 @@ def test_sampling_leaves_torch_s_generator_as_it_was(worlds: dict[str, World]) -
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_worlds_are_the_same_where_gradients_are_switched_off(worlds: dict[str, World]) -> None:
+    with torch.no_grad():
+        again = make_worlds(CONFIG)
+    assert all(torch.equal(again[hook].directions, world.directions) for hook, world in worlds.items())
+
+
 def test_a_row_is_the_sum_of_the_directions_that_are_on(worlds: dict[str, World]) -> None:
     for world in worlds.values():
         magnitudes, rows = world.magnitudes(0, 64).double(), world.rows(0, 64)
