@@ -1,5 +1,6 @@
 """Fixtures for all tests: a miniature language model laid out like a hub checkpoint, and threads that stay few."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,14 @@ TINY_TEXT = [
     "A sparse autoencoder learns directions that fire on few inputs.\n",
     "for shard in shards:\n    write(shard)\n",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_heard() -> None:
+    """Signals as in a terminal. A shell ignores SIGINT in what it runs in the background, and nohup SIGHUP; tests that
+    send one to themselves or to a program that they start would wait for nothing."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
